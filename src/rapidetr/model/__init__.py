@@ -1,0 +1,1 @@
+"""The network, pure torch: no paths, no downloads, no losses, no exporting flag."""

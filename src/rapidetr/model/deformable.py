@@ -1,0 +1,66 @@
+"""Multi-scale deformable attention (Deformable DETR, Zhu et al., 2020): every query looks at a few points of the memory."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rapidetr.core.config import ModelConfig
+from rapidetr.model.boxes import exact
+
+
+class DeformableAttention(nn.Module):
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d, M, L, P = config.width, config.cross_heads, len(config.levels), config.points
+        self.heads, self.points = M, P
+        self.offsets = nn.Linear(d, M * L * P * 2)
+        self.weights = nn.Linear(d, M * L * P)
+        self.values = nn.Linear(d, d)
+        self.out = nn.Linear(d, d)
+        self.levels = L
+
+    def forward(self, query_BQd: Tensor, boxes_BQ4: Tensor, memory_BSd: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
+        """Points lie around the centre of each query's box, offsets counted in halves of its size."""
+        B, Q, d = query_BQd.shape
+        M, L, P = self.heads, self.levels, self.points
+        offsets = exact(self.offsets(query_BQd)).view(B, Q, M, L, P, 2)
+        weights = exact(self.weights(query_BQd)).view(B, Q, M, L * P).softmax(-1)
+        box = boxes_BQ4[:, :, None, None, None]
+        where = box[..., :2] + offsets / P * box[..., 2:] * 0.5
+        values_BMdS = self.values(memory_BSd).view(B, -1, M, d // M).permute(0, 2, 3, 1)
+        sampled = sample(values_BMdS, where, shapes)
+        mixed = (sampled * weights.transpose(1, 2).unsqueeze(2)).sum(-1)
+        return self.out(mixed.flatten(1, 2).transpose(1, 2).to(query_BQd.dtype))
+
+    def reset(self) -> None:
+        """Points start on rays around the centre, one direction a head, all weights equal."""
+        nn.init.zeros_(self.offsets.weight)
+        angle = torch.arange(self.heads) * (2 * math.pi / self.heads)
+        ray = torch.stack([angle.cos(), angle.sin()], -1)
+        ray = ray / ray.abs().amax(-1, keepdim=True)
+        steps = torch.arange(1, self.points + 1)
+        bias = (ray[:, None, None] * steps[:, None]).expand(-1, self.levels, -1, -1)
+        with torch.no_grad():
+            self.offsets.bias.copy_(bias.reshape(-1))
+        for zero in (self.weights.weight, self.weights.bias, self.values.bias, self.out.bias):
+            nn.init.zeros_(zero)
+        nn.init.xavier_uniform_(self.values.weight)
+        nn.init.xavier_uniform_(self.out.weight)
+
+
+def sample(values_BMdS: Tensor, where_BQMLP2: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
+    """Bilinear samples [B, M, d/M, Q, L * P] at points in units of the picture; outside the map counts as zero."""
+    B, M, dh, _ = values_BMdS.shape
+    Q, L, P = where_BQMLP2.shape[1], where_BQMLP2.shape[3], where_BQMLP2.shape[4]
+    grid = (where_BQMLP2 * 2 - 1).transpose(1, 2).reshape(B * M, Q, L, P, 2)
+    values = exact(values_BMdS)  # half precision on CPU has returned NaN from non-contiguous maps (torch 2.13)
+    samples, start = [], 0
+    for level, (h, w) in enumerate(shapes):
+        plane = values[..., start : start + h * w].reshape(B * M, dh, h, w)
+        samples.append(F.grid_sample(plane, grid[:, :, level].to(plane.dtype), mode="bilinear", padding_mode="zeros", align_corners=False))
+        start += h * w
+    return torch.cat(samples, dim=-1).view(B, M, dh, Q, L * P)
