@@ -1,3 +1,50 @@
-"""RapiDETR."""
+"""RapiDETR: RF-DETR, the real-time detection transformer, for production.
+
+    import rapidetr
+    detector = rapidetr.load("nano")
+    one = detector.predict("street.jpg")[0]
+
+Nothing heavy is imported until it is used: `import rapidetr` does not load torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+__all__ = ["Detections", "Detector", "LabelSpace", "Masks", "ModelConfig", "RapidetrError", "build", "list_models", "load"]
+
+_HOMES = {
+    "Detections": "rapidetr.core.detections",
+    "Detector": "rapidetr.runtime.detector",
+    "LabelSpace": "rapidetr.core.labels",
+    "Masks": "rapidetr.core.masks",
+    "ModelConfig": "rapidetr.core.config",
+    "RapidetrError": "rapidetr.core.errors",
+    "build": "rapidetr.model.build",
+    "list_models": "rapidetr.core.config",
+    "load": "rapidetr.runtime.load",
+}
+
+if TYPE_CHECKING:
+    from rapidetr.core.config import ModelConfig, list_models
+    from rapidetr.core.detections import Detections
+    from rapidetr.core.errors import RapidetrError
+    from rapidetr.core.labels import LabelSpace
+    from rapidetr.core.masks import Masks
+    from rapidetr.model.build import build
+    from rapidetr.runtime.detector import Detector
+    from rapidetr.runtime.load import load
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rapidetr' has no attribute {name!r}; it has {', '.join(__all__)}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

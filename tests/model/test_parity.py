@@ -58,7 +58,7 @@ def test_fp32_at_every_depth(case: str) -> None:
     for i, level in enumerate(seen["levels"]):
         assert far(level if full else level[:, ::8, ::2, ::2], golden[f"proj{i}"]) < 2e-4
     proposals = seen["proposals"]
-    assert np.array_equal(proposals.index.numpy(), golden["enc_topk_index"])
+    assert np.array_equal(proposals.tokens.numpy(), golden["enc_topk_index"])
     assert far(proposals.logits.amax(-1), golden["enc_topk_score"]) < LOGITS
     if full:
         assert far(seen["position"], golden["query_pos"]) < 2e-4
@@ -100,7 +100,7 @@ def check_masks(output, lean, golden: dict[str, np.ndarray]) -> None:
 def test_fp64_is_exact(case: str) -> None:
     golden = cases.load(case)
     _, output, _, seen = run(case, torch.float64)
-    assert np.array_equal(seen["proposals"].index.numpy(), golden["enc_topk_index"])
+    assert np.array_equal(seen["proposals"].tokens.numpy(), golden["enc_topk_index"])
     assert far(output.boxes, golden["pred_boxes_f64"]) < 1e-6
     stored = torch.from_numpy(golden["pred_logits_f64"]).double()  # stored as float32
     assert float(((output.logits - stored).abs() / stored.abs().clamp(min=1)).max()) < 1e-6

@@ -95,8 +95,7 @@ def names_of(config: ModelConfig, ours: list[str], dialect: str = "official") ->
     for name in ours:
         for pattern, theirs in rules:
             if found := pattern.fullmatch(name):
-                numbers = {k: v for k, v in found.groupdict().items() if k != "rest"}
-                full = re.sub(r"<(\w)>", lambda m, n=numbers: n[m[1]], theirs) + (found["rest"] or "")
+                full = _fill(theirs, found.groupdict())
                 names[name] = _parts(full)
                 break
         else:
@@ -112,6 +111,10 @@ def _pattern(ours: str) -> re.Pattern[str]:
     """A prefix (ending in a dot) or a whole name, with numbers to capture."""
     text = re.sub(r"<(\w)>", r"(?P<\1>\\d+)", re.escape(ours).replace(r"\<", "<").replace(r"\>", ">"))
     return re.compile(text + ("(?P<rest>.+)" if ours.endswith(".") else "(?P<rest>)"))
+
+
+def _fill(theirs: str, numbers: dict[str, str]) -> str:
+    return re.sub(r"<(\w)>", lambda m: numbers[m[1]], theirs) + (numbers["rest"] or "")
 
 
 def _parts(name: str) -> tuple[str, ...]:
@@ -151,9 +154,7 @@ def from_ours(state: Mapping[str, Tensor], config: ModelConfig, dialect: str = "
 def mismatch_text(missing: list[str], surplus: list[str], wrong: list[str], limit: int = 12) -> str:
     """One line that lists all three kinds, shortened with a count."""
     kinds = (("missing", missing), ("left over", surplus), ("of another shape", wrong))
-    listed = [
-        f"{len(n)} {kind}: {', '.join(n[:limit])}{f' and {len(n) - limit} more' if len(n) > limit else ''}" for kind, n in kinds if n
-    ]
+    listed = [f"{len(n)} {kind}: {', '.join(n[:limit])}{f' and {len(n) - limit} more' if len(n) > limit else ''}" for kind, n in kinds if n]
     return "parameters do not fit the network; " + "; ".join(listed) + "; name the right variant with model=..., or check the file"
 
 

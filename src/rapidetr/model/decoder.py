@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -64,4 +63,4 @@ class Decoder(nn.Module):
     def embed(self, boxes_BQ4: Tensor) -> Tensor:
         """Query positions [B, Q, d] from boxes."""
         waves = embed_boxes(boxes_BQ4, self.width)
-        return self.position(waves.to(self.position.layers[0].weight.dtype) if not torch.is_autocast_enabled(waves.device.type) else waves)
+        return self.position(waves.to(self.norm.weight.dtype))

@@ -17,7 +17,7 @@ class Proposals(NamedTuple):
     logits: Tensor  # [B, G * K, C]
     boxes: Tensor  # [B, G * K, 4]; in logit space for networks without re-parametrised boxes
     content: Tensor  # [B, G * K, d] encoder features of the tokens
-    index: Tensor  # [B, G * K] which token
+    tokens: Tensor  # [B, G * K] which token of the memory
 
 
 def anchor_boxes(shapes: list[tuple[int, int]], device: torch.device) -> tuple[Tensor, Tensor]:

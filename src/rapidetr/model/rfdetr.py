@@ -23,7 +23,7 @@ from rapidetr.core.config import ModelConfig
 from rapidetr.core.errors import ConfigError
 from rapidetr.model.boxes import Mlp, exact, refine
 from rapidetr.model.decoder import Decoder
-from rapidetr.model.outputs import LayerOutput, Output
+from rapidetr.model.outputs import FactoredMasks, LayerOutput, Output
 from rapidetr.model.projector import Projector
 from rapidetr.model.proposals import ProposalHeads, Proposals
 from rapidetr.model.segmentation import MaskHead
@@ -134,15 +134,13 @@ class RfDetr(nn.Module):
     ) -> Output:
         """Answers of every decoder layer and of the proposals, masks factored."""
         proposal_boxes = proposals.boxes if self.config.box_reparam else proposals.boxes.sigmoid()
-        masks: list = [None] * (len(decoded) + 1)
+        masks: list[FactoredMasks | None] = [None] * (len(decoded) + 1)
         if self.mask_head is not None:
             pixels = self.mask_head.resize(level_BdHW, image_hw)
             masks[-1] = self.mask_head.factor(pixels, proposals.content)
             for i, (block, (hs_BQd, _)) in enumerate(zip(self.mask_head.blocks, decoded, strict=False)):
                 pixels = block(pixels)
                 masks[i] = self.mask_head.factor(pixels, hs_BQd)
-        layers = tuple(
-            LayerOutput(self.class_head(hs), self._boxes(ref, hs), m) for (hs, ref), m in zip(decoded, masks[:-1], strict=True)
-        )
+        layers = tuple(LayerOutput(self.class_head(hs), self._boxes(ref, hs), m) for (hs, ref), m in zip(decoded, masks[:-1], strict=True))
         first = LayerOutput(proposals.logits, proposal_boxes, masks[-1])
         return Output(layers[-1].logits, layers[-1].boxes, None, layers, first)
