@@ -188,7 +188,7 @@ def test_lost_and_surplus_parameters_are_listed(tmp_path: Path) -> None:
     header, state = header_of(path)
     state["more"] = state.pop("class_head.bias")
     save_file(state, path, {"rapidetr": json.dumps(header)})
-    with pytest.raises(KeyMismatch, match="1 missing: class_head.bias; 1 left over: more"):
+    with pytest.raises(KeyMismatch, match=r"1 missing: class_head\.bias; 1 left over: more"):
         open_checkpoint(path)
 
 

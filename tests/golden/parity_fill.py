@@ -40,9 +40,8 @@ def draw(text: str) -> np.random.Generator:
 
 def parameter(name: str, shape: tuple[int, ...], salt: int = 0) -> np.ndarray:
     """float32 values of the parameter with this official name; the salt moves the encoder's class heads only."""
-    for pattern, dims, offset, scale, gain in RULES:
-        if re.fullmatch(pattern, name) and (dims is None or len(shape) >= dims):
-            break
+    fits = (row for row in RULES if re.fullmatch(row[0], name) and (row[1] is None or len(shape) >= row[1]))
+    _, _, offset, scale, gain = next(fits)
     scale = gain / math.sqrt(math.prod(shape[1:])) if scale is None else scale
     text = f"{name}|{salt}" if name.startswith(ENCODER_CLASSES) else name
     return (offset + scale * draw(text).standard_normal(shape)).astype(np.float32)

@@ -109,7 +109,7 @@ class RfDetr(nn.Module):
         """(normed output, reference) of every layer, or of the last alone."""
         as_box = (lambda r: r) if self.config.box_reparam else torch.sigmoid
         x_BQd = self.query_content[: reference_BQ4.shape[1]].expand(len(memory_BSd), -1, -1)
-        fixed = reference_BQ4.detach() if not self.config.lite_refine else reference_BQ4
+        fixed = reference_BQ4
         boxes = as_box(fixed)
         position = self.decoder.embed(boxes)
         decoded = []
