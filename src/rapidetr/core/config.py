@@ -49,18 +49,26 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("size_hw", "stages", "levels"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        for f in fields(self):
+            value, least = getattr(self, f.name), 0 if f.name == "registers" else 1
+            if f.type == "int" and not (isinstance(value, int) and least <= value <= 1_000_000):
+                raise ConfigError(f"{f.name} is {value!r}; expected a whole number of at least {least}")
+        if not 0 < self.projector_eps < 1:
+            raise ConfigError(f"projector_eps is {self.projector_eps}; expected a small number above 0")
         if len(self.size_hw) != 2 or min(self.size_hw) < self.divisor:
             raise ConfigError(f"size_hw is {self.size_hw}; expected (height, width), each at least {self.divisor}")
         check_size(self.size_hw, self.patch_size, self.windows)
-        for name in ("vit_depth", "points", "decoder_layers", "queries", "groups", "class_rows", "position_grid", "mask_stride"):
-            if not isinstance(getattr(self, name), int) or not 1 <= getattr(self, name) <= 1_000_000:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; expected a whole number of at least 1")
         if not self.stages or list(self.stages) != sorted(set(self.stages)) or not 1 <= self.stages[0] <= self.stages[-1] <= self.vit_depth:
             raise ConfigError(f"stages are {self.stages}; expected rising block counts from 1 to {self.vit_depth}")
-        if not self.levels or any(level not in LEVEL_SCALES for level in self.levels) or self.levels[0] == "P6":
-            raise ConfigError(f"levels are {self.levels}; expected some of {', '.join(LEVEL_SCALES)}, P6 not first")
+        if (
+            not self.levels
+            or any(level not in LEVEL_SCALES for level in self.levels)
+            or self.levels[0] == "P6"
+            or len(set(self.levels)) < len(self.levels)
+        ):
+            raise ConfigError(f"levels are {self.levels}; expected some of {', '.join(LEVEL_SCALES)}, each once, P6 not first")
         for whole, part in (("vit_width", "vit_heads"), ("width", "self_heads"), ("width", "cross_heads")):
-            if getattr(self, part) < 1 or getattr(self, whole) % getattr(self, part):
+            if getattr(self, whole) % getattr(self, part):
                 raise ConfigError(f"{whole} {getattr(self, whole)} is not a multiple of {part} {getattr(self, part)}")
         if self.width % 4:
             raise ConfigError(f"width is {self.width}; expected a multiple of 4 (the sine embedding needs it)")
@@ -155,9 +163,16 @@ VARIANTS: dict[str, ModelConfig] = {v.name: v for v in (
 
 def variant(name: str) -> ModelConfig:
     """The row of the table called `name`; ConfigError lists the names there are."""
-    key = name.lower().removeprefix("rf-detr-").removeprefix("rfdetr-")
+    key = str(name).lower().removeprefix("rf-detr-").removeprefix("rfdetr-")
     if key.startswith("keypoint"):
         raise NotSupportedYet("the keypoint preview is not supported yet; use a detection or segmentation variant")
     if key not in VARIANTS:
         raise ConfigError(f"unknown model {name!r}; available: {', '.join(VARIANTS)}")
     return VARIANTS[key]
+
+
+def list_models(task: str | None = None) -> list[str]:
+    """Names for `rapidetr.load`, smallest first; `task` is detect or segment."""
+    if task not in (None, "detect", "segment"):
+        raise ConfigError(f"task is {task!r}; expected detect or segment")
+    return [name for name, config in VARIANTS.items() if task in (None, config.task)]

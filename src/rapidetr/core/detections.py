@@ -40,7 +40,11 @@ class Detections:
     def __post_init__(self) -> None:
         n = len(self.scores)
         if self.boxes_xyxy_px.shape != (n, 4) or self.head_rows.shape != (n,) or (self.masks is not None and len(self.masks) != n):
-            raise ConfigError(f"detections: {n} scores, boxes {self.boxes_xyxy_px.shape}, rows {self.head_rows.shape}; expected one of each")
+            held = "no" if self.masks is None else len(self.masks)
+            found = f"{n} scores, boxes {self.boxes_xyxy_px.shape}, rows {self.head_rows.shape}, {held} masks"
+            raise ConfigError(f"detections: {found}; expected one of each")
+        if self.masks is not None and self.masks.size_hw != tuple(self.image_hw):
+            raise ConfigError(f"detections: masks are of a picture of {self.masks.size_hw}, expected {self.image_hw}")
 
     @classmethod
     def empty(cls, labels: LabelSpace, image_hw: tuple[int, int] = (0, 0), **other: Any) -> Detections:
@@ -52,7 +56,7 @@ class Detections:
         boxes, scores = np.concatenate([p.boxes_xyxy_px for p in parts]), np.concatenate([p.scores for p in parts])
         rows = np.concatenate([p.head_rows for p in parts])
         masks = None
-        if all(p.masks is not None for p in parts):
+        if any(p.masks is not None for p in parts):  # a part without detections may be without masks
             masks = Masks(parts[0].image_hw, [c for p in parts if p.masks is not None for c in p.masks.counts])
         both = replace(
             parts[0], boxes_xyxy_px=boxes, scores=scores, head_rows=rows, masks=masks, unnamed_dropped=sum(p.unnamed_dropped for p in parts)
@@ -62,7 +66,8 @@ class Detections:
     @property
     def class_ids(self) -> np.ndarray:
         """int64 [N]: class index 0..K-1; -1 where the row of the head has no class (`include_unnamed=True`)."""
-        return self.labels.class_of_row[self.head_rows]
+        ids: np.ndarray = self.labels.class_of_row[self.head_rows]
+        return ids
 
     @property
     def class_names(self) -> list[str]:
@@ -71,7 +76,8 @@ class Detections:
     @property
     def dataset_ids(self) -> np.ndarray:
         """int64 [N]: category id of the data set (COCO: 1..90); -1 where the row of the head has no class."""
-        return np.append(np.array(self.labels.dataset_ids, np.int64), -1)[self.class_ids]
+        ids: np.ndarray = np.append(np.array(self.labels.dataset_ids, np.int64), -1)[self.class_ids]
+        return ids
 
     def __len__(self) -> int:
         return len(self.scores)
@@ -91,7 +97,7 @@ class Detections:
         """Only these classes (names or indices) and only scores above `threshold`."""
         keep = np.ones(len(self), bool)
         if classes is not None:
-            keep &= np.isin(self.class_ids, self.labels.indices([classes] if isinstance(classes, str | int) else classes))
+            keep &= np.isin(self.class_ids, self.labels.indices([classes] if isinstance(classes, str | int | np.integer) else classes))
         if threshold is not None:
             keep &= self.scores > threshold
         return self[keep]

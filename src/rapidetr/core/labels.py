@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,18 @@ class LabelSpace:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(str(n) for n in self.names))
-        object.__setattr__(self, "dataset_ids", tuple(int(i) for i in self.dataset_ids))
-        object.__setattr__(self, "rows", tuple(int(r) for r in self.rows))
+        object.__setattr__(self, "dataset_ids", tuple(index(i) for i in self.dataset_ids))
+        object.__setattr__(self, "rows", tuple(index(r) for r in self.rows))
         if not len(self.names) == len(self.dataset_ids) == len(self.rows):
-            raise ConfigError(f"labels: {len(self.names)} names, {len(self.dataset_ids)} ids and {len(self.rows)} rows; expected equally many")
+            raise ConfigError(
+                f"labels: {len(self.names)} names, {len(self.dataset_ids)} ids and {len(self.rows)} rows; expected equally many"
+            )
         if len(set(self.dataset_ids)) != len(self.dataset_ids) or len(set(self.rows)) != len(self.rows):
             raise ConfigError("labels: a dataset id or a row of the head is used twice")
+        if not 0 <= self.head_rows <= 1_000_000 or any(abs(i) >= 2**63 for i in self.dataset_ids):
+            raise ConfigError(
+                f"labels: the head has {self.head_rows} rows, ids are {self.dataset_ids}; expected 0..1000000 rows and 64-bit ids"
+            )
         if any(not 0 <= r < self.head_rows for r in self.rows):
             raise ConfigError(f"labels: rows must lie in 0..{self.head_rows - 1}, got {self.rows}")
 
@@ -40,7 +47,12 @@ class LabelSpace:
     def contiguous(cls, names: Sequence[str], *, dataset_ids: Iterable[int] | None = None, head_rows: int | None = None) -> LabelSpace:
         """Class i is scored by row i, as in fine-tuned files; the head has one row more than classes unless told."""
         k = len(names)
-        return cls(tuple(names), tuple(range(k) if dataset_ids is None else dataset_ids), tuple(range(k)), k + 1 if head_rows is None else head_rows)
+        return cls(
+            tuple(names),
+            tuple(range(k) if dataset_ids is None else dataset_ids),
+            tuple(range(k)),
+            k + 1 if head_rows is None else head_rows,
+        )
 
     @classmethod
     def coco(cls, head_rows: int = 91) -> LabelSpace:
@@ -62,7 +74,7 @@ class LabelSpace:
         found = []
         for c in classes:
             if isinstance(c, str) and c in self.names:
-                found.append(self.names.index(c))
+                found += [i for i, name in enumerate(self.names) if name == c]  # data sets may use a name twice
             elif isinstance(c, int | np.integer) and not isinstance(c, bool) and 0 <= c < len(self):
                 found.append(int(c))
             else:
@@ -75,7 +87,10 @@ class LabelSpace:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> LabelSpace:
         try:
-            return cls(tuple(record["names"]), tuple(record["dataset_ids"]), tuple(record["rows"]), int(record["head_rows"]))
+            lists = [record[key] for key in ("names", "dataset_ids", "rows")]
+            if not all(isinstance(values, list | tuple) for values in lists):
+                raise TypeError("names, dataset_ids and rows are lists")
+            return cls(tuple(lists[0]), tuple(lists[1]), tuple(lists[2]), index(record["head_rows"]))
         except (KeyError, TypeError, ValueError) as problem:
             raise ConfigError(f"labels: expected names, dataset_ids, rows and head_rows, got {str(record)[:200]} ({problem})") from None
 

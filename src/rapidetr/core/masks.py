@@ -32,7 +32,7 @@ class Masks:
     @classmethod
     def from_rle(cls, records: Sequence[dict[str, Any]], size_hw: tuple[int, int]) -> Masks:
         """Inverse of `rle`; also takes uncompressed COCO counts (lists)."""
-        return cls(size_hw, [counts_of_rle(r) for r in records])
+        return cls(size_hw, [counts_of_rle(r, size_hw) for r in records])
 
     def __len__(self) -> int:
         return len(self.counts)
@@ -65,7 +65,7 @@ class Masks:
 
     def crop(self, index: int) -> tuple[tuple[int, int], np.ndarray]:
         """((y, x), bool [h, w]): the smallest rectangle that holds mask `index`, and its upper left corner."""
-        height, width = self.size_hw
+        height = self.size_hw[0]
         counts = self.counts[index]
         ends = np.cumsum(counts, dtype=np.int64)
         starts, stops = ends[:-1:2], ends[1::2]
@@ -96,7 +96,7 @@ class Masks:
         outlines = []
         for i in range(len(self)):
             (y, x), crop = self.crop(i)
-            outlines.append([simplify(ring, tolerance) + np.float32([x, y]) for ring in trace_outlines(crop)])
+            outlines.append([simplify(ring, tolerance) + np.array([x, y], np.float32) for ring in trace_outlines(crop)])
         return outlines
 
     def moved(self, size_hw: tuple[int, int], offset_yx: tuple[int, int]) -> Masks:
@@ -112,6 +112,8 @@ def encode_runs(mask: np.ndarray, size_hw: tuple[int, int] | None = None, offset
     """uint32 counts of a bool [h, w] that lies at `offset_yx` in an otherwise empty picture of `size_hw`."""
     h, w = mask.shape
     height, width = size_hw or (h, w)
+    if not (0 <= offset_yx[0] <= height - h and 0 <= offset_yx[1] <= width - w):
+        raise ConfigError(f"a mask of {h}x{w} at {offset_yx} does not lie inside a picture of {height}x{width}")
     columns = np.zeros((w, h + 2), np.int8)  # one empty pixel before and after each column makes every run visible
     columns[:, 1:-1] = mask.T
     edges = np.flatnonzero(np.diff(columns.reshape(-1)))
@@ -155,32 +157,51 @@ def compress_counts(counts: np.ndarray) -> str:
     return groups[used].tobytes().decode("ascii")
 
 
-def counts_of_rle(record: dict[str, Any]) -> np.ndarray:
-    """uint32 counts of a COCO record whose `counts` is a string, bytes or a list; ConfigError on damage."""
-    raw = record.get("counts") if isinstance(record, dict) else None
-    if isinstance(raw, list):
-        counts = np.asarray(raw, np.int64)
-    elif isinstance(raw, str | bytes):
-        code = np.frombuffer(raw.encode("latin-1", "replace") if isinstance(raw, str) else raw, np.uint8).astype(np.int64) - 48
-        last = code & 32 == 0
-        if not len(code) or (code < 0).any() or (code > 63).any() or not last[-1]:
-            raise ConfigError("run-length counts are damaged: characters outside 0..63 or cut off")
-        group = np.concatenate([[0], np.cumsum(last)[:-1]])
-        begin = np.flatnonzero(np.r_[True, last[:-1]])
-        place = np.arange(len(code)) - begin[group]
-        if place.max() > 7:
-            raise ConfigError("run-length counts are damaged: a number is too long")
-        counts = np.bincount(group, weights=((code & 31) << (5 * place)).astype(np.float64)).astype(np.int64)
-        counts -= np.where(code[last] & 16 != 0, np.int64(1) << (5 * (place[last] + 1)), 0)
-        counts[1::2] = np.cumsum(counts[1::2])
-        counts[2::2] = np.cumsum(counts[2::2])
+def counts_of_rle(record: dict[str, Any], size_hw: tuple[int, int] | None = None) -> np.ndarray:
+    """uint32 counts of a COCO record, of a picture of `size_hw` if given; `counts` is a string, bytes or a list.
+
+    ConfigError on damage of any kind.
+    """
+    raw, size = (record.get("counts"), record.get("size", size_hw)) if isinstance(record, dict) else (None, None)
+    if not isinstance(size, list | tuple) or len(size) != 2 or not all(isinstance(side, int) and side >= 0 for side in size):
+        raise ConfigError(f"run-length record has size {size!r}; expected height and width")
+    if size_hw is not None and tuple(size) != tuple(size_hw):
+        raise ConfigError(f"run-length record is of a picture of {size!r}; expected {list(size_hw)}")
+    pixels = size[0] * size[1]
+    if pixels >= 2**32:
+        raise ConfigError(f"run-length record is of a picture of {size}; expected fewer than 2**32 pixels")
+    if isinstance(raw, str | bytes):
+        counts = expand_counts(raw)
+    elif isinstance(raw, list) and all(isinstance(c, int) and 0 <= c <= pixels for c in raw):
+        counts = np.array(raw, np.int64)
     else:
-        raise ConfigError(f"run-length record has counts of type {type(raw).__name__}; expected a string or a list")
-    size = record.get("size")
-    total = int(counts.sum()) if len(counts) else 0
-    if (len(counts) and counts.min() < 0) or (size is not None and total != int(size[0]) * int(size[1])):
-        raise ConfigError(f"run-length counts are damaged: they sum to {total} for a picture of {size}")
+        raise ConfigError(
+            f"run-length counts are damaged: {str(raw)[:60]}; expected a string or a list of whole numbers from 0 to {pixels}"
+        )
+    if counts.sum() != pixels or not ((counts >= 0) & (counts <= pixels)).all():
+        raise ConfigError(f"run-length counts are damaged: they do not sum to the {pixels} pixels of a picture of {size}")
+    if (counts[1:] == 0).any():  # other programs may write runs of nothing; here each mask has one form only
+        return encode_runs(decode_runs(counts, (size[0], size[1])))
     return counts.astype(np.uint32)
+
+
+def expand_counts(text: str | bytes) -> np.ndarray:
+    """Inverse of `compress_counts`, int64 and unchecked in value; ConfigError where the text is not such a string."""
+    raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    code = np.frombuffer(raw, np.uint8).astype(np.int64) - 48
+    last = code & 32 == 0
+    if not len(code) or (code < 0).any() or (code > 63).any() or not last[-1]:
+        raise ConfigError("run-length counts are damaged: characters outside 0..63 or cut off")
+    group = np.concatenate([[0], np.cumsum(last)[:-1]])
+    begin = np.flatnonzero(np.r_[True, last[:-1]])
+    place = np.arange(len(code)) - begin[group]
+    if place.max() > 7:
+        raise ConfigError("run-length counts are damaged: a number is too long")
+    counts = np.bincount(group, weights=((code & 31) << (5 * place)).astype(np.float64)).astype(np.int64)
+    counts -= np.where(code[last] & 16 != 0, np.int64(1) << (5 * (place[last] + 1)), 0)
+    counts[1::2] = np.cumsum(counts[1::2])
+    counts[2::2] = np.cumsum(counts[2::2])
+    return counts
 
 
 def trace_outlines(mask: np.ndarray) -> list[np.ndarray]:
@@ -202,15 +223,15 @@ def trace_outlines(mask: np.ndarray) -> list[np.ndarray]:
     rings = []
     while step:
         start = next(iter(step))
-        here, ring, heading = start, [], (0, 0)
+        here, heading, second = start, (0, 0), step[start][0]
+        ring: list[tuple[int, int]] = []
         while here in step:
             choices = step[here]
             # where two pixels touch at a corner, turn right: that stays with the same pixel
-            pick = 0
-            if len(choices) == 2:
-                right = (here[0] - heading[1], here[1] + heading[0])
-                pick = choices.index(right) if right in choices else 0
-            there = choices.pop(pick)
+            right = (here[0] - heading[1], here[1] + heading[0])
+            if ring and here == start and right == second:
+                break  # closed; what is left at this corner belongs to another outline
+            there = choices.pop(choices.index(right) if right in choices else 0)
             if not choices:
                 del step[here]
             turn = (there[0] - here[0], there[1] - here[1])
@@ -219,8 +240,8 @@ def trace_outlines(mask: np.ndarray) -> list[np.ndarray]:
             here, heading = there, turn
         if len(ring) > 1 and (ring[1][0] == ring[0][0]) == (ring[-1][0] == ring[0][0]):
             ring = ring[1:]  # the start lay in the middle of a straight edge
-        points = np.float32(ring)
-        x, y = points[:, 0], points[:, 1]
+        points = np.array(ring, np.float32)
+        x, y = points.T.astype(np.float64)  # float32 loses the sign of a small ring far from the corner
         if float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1))) > 0:  # clockwise on screen: an outer outline
             rings.append(points)
     return rings

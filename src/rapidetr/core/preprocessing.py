@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -30,8 +31,13 @@ class Preprocessing:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(FILTERS)}")
         for name in ("mean", "std"):
             object.__setattr__(self, name, tuple(float(v) for v in getattr(self, name)))
-        if len(self.mean) != len(self.std) or not self.mean or min(self.std) <= 0:
-            raise ConfigError(f"mean {self.mean} and std {self.std} must be equally long, std above 0")
+        if (
+            len(self.mean) != len(self.std)
+            or not self.mean
+            or not all(0 < s < math.inf for s in self.std)
+            or not all(map(math.isfinite, self.mean))
+        ):
+            raise ConfigError(f"mean {self.mean} and std {self.std} must be finite and equally long, std above 0")
 
     @classmethod
     def official(cls) -> Preprocessing:

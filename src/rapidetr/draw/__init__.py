@@ -1,0 +1,1 @@
+"""What was found, for people: boxes and masks on pictures."""

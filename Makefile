@@ -1,0 +1,48 @@
+# make demo | test | test-fast | test-external | check | bench | lock
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+OUT ?= demo-out
+IMAGE ?=
+export OMP_NUM_THREADS ?= 2
+
+.PHONY: demo test test-fast test-external check bench lock clean
+
+# Everything from the lock file, hashes checked; torch apart, since its CPU and CUDA builds differ and carry no hash there.
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' requirements.lock)
+	grep -v '^torch==' requirements.lock > $(VENV)/hashed.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(VENV)/hashed.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(READY)
+
+demo: $(READY)
+	$(BIN)/python examples/demo.py --out $(OUT) $(IMAGE)
+
+test: check $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not external" --durations=15
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not external and not slow"
+
+# Tests that need a browser, Ray, Roboflow's client or a logger. None needs one so far: exit status 5 is "no tests", not a failure.
+test-external: $(READY)
+	$(BIN)/python -m pytest -m external || test $$? -eq 5
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(READY)
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/make_results.py
+
+# Pin the newest versions that pyproject.toml allows, with the hashes of every platform; torch without.
+lock: $(READY)
+	$(BIN)/python tools/lock.py
+
+clean:
+	rm -rf $(VENV) $(OUT) dist build .pytest_cache .mypy_cache .ruff_cache
