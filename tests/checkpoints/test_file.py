@@ -157,7 +157,7 @@ DAMAGES = {
     "labels: rows must lie in 0..2": lambda h: h["labels"].update(head_rows=3),
     "labels for 9 rows, a head of 7": lambda h: h["labels"].update(head_rows=9),
     "predict_filter is 'area'": lambda h: h["preprocessing"].update(predict_filter="area"),
-    "vit_width 1073741824": lambda h: h["config"].update(vit_width=2**30, vit_heads=7),
+    "vit_width is 1073741824; expected a whole number from 1 to 1000000": lambda h: h["config"].update(vit_width=2**30, vit_heads=7),
 }
 
 
@@ -177,7 +177,7 @@ def test_damaged_headers_are_refused_in_one_line(message: str, tmp_path: Path) -
 def test_huge_shapes_in_a_header_allocate_nothing(tmp_path: Path) -> None:
     path = save_checkpoint(checkpoint(), tmp_path / "a.safetensors")
     header, state = header_of(path)
-    header["config"].update(vit_width=3 * 2**20, vit_mlp=2**24)
+    header["config"].update(vit_width=3 * 2**18, vit_mlp=2**19)
     save_file(state, path, {"rapidetr": json.dumps(header)})
     with pytest.raises(KeyMismatch, match="of another shape: vit"):
         open_checkpoint(path)

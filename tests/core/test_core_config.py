@@ -121,7 +121,7 @@ def test_sizes_that_fit_pass_height_and_width_apart() -> None:
         ({"width": 6, "self_heads": 2, "cross_heads": 2}, "width is 6; expected a multiple of 4 (the sine embedding needs it)"),
         ({"projector_eps": float("nan")}, "projector_eps is nan; expected a small number above 0"),
         ({"projector_eps": 0}, "projector_eps is 0; expected a small number above 0"),
-        ({"registers": -1}, "registers is -1; expected a whole number of at least 0"),
+        ({"registers": -1}, "registers is -1; expected a whole number from 0 to 1000000"),
     ],
 )
 def test_contradictions_are_refused(change: dict[str, Any], message: str) -> None:
@@ -136,7 +136,7 @@ WHOLE = [name for name, value in NANO.items() if type(value) is int and name != 
 @pytest.mark.parametrize("value", [0, -16, 10**30])
 @pytest.mark.parametrize("name", WHOLE)
 def test_whole_numbers_are_at_least_one(name: str, value: int) -> None:
-    with pytest.raises(ConfigError, match=rf"^{name} is {value}; expected a whole number of at least 1$"):
+    with pytest.raises(ConfigError, match=rf"^{name} is {value}; expected a whole number from 1 to 1000000$"):
         ModelConfig.from_dict({**NANO, name: value})
 
 

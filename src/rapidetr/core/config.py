@@ -52,7 +52,7 @@ class ModelConfig:
         for f in fields(self):
             value, least = getattr(self, f.name), 0 if f.name == "registers" else 1
             if f.type == "int" and not (isinstance(value, int) and least <= value <= 1_000_000):
-                raise ConfigError(f"{f.name} is {value!r}; expected a whole number of at least {least}")
+                raise ConfigError(f"{f.name} is {value!r}; expected a whole number from {least} to 1000000")
         if not 0 < self.projector_eps < 1:
             raise ConfigError(f"projector_eps is {self.projector_eps}; expected a small number above 0")
         if len(self.size_hw) != 2 or min(self.size_hw) < self.divisor:
