@@ -27,7 +27,18 @@ HEAD = """# Made by tools/lock.py; do not edit. Installed by `make` (see the Mak
 def resolve() -> dict[str, str]:
     """Newest versions that fit together, by pip's own resolver."""
     wanted = [f"{ROOT}[{EXTRAS}]", f"torch=={TORCH}"]
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--no-build-isolation", "--report", "-"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--dry-run",
+        "--ignore-installed",
+        "--no-build-isolation",
+        "--report",
+        "-",
+    ]
     report = json.loads(subprocess.run([*command, *wanted], check=True, capture_output=True, text=True).stdout)
     found = {canonicalize_name(i["metadata"]["name"]): i["metadata"]["version"] for i in report["install"]}
     return {name: version.split("+")[0] for name, version in sorted(found.items()) if name != "rapidetr"}

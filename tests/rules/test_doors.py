@@ -41,7 +41,13 @@ def imports(path: Path) -> list[tuple[str, bool]]:
     top = {id(node) for node in tree.body}
     found = []
     for node in ast.walk(tree):
-        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names] if isinstance(node, ast.Import) else []
+        names = (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [a.name for a in node.names]
+            if isinstance(node, ast.Import)
+            else []
+        )
         rooms = [n.split(".")[1] for n in names if n.startswith("rapidetr.")]
         found += [(room, id(node) in top) for room in rooms if id(node) not in typing_only]
     return found

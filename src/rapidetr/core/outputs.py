@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ class Geometry:
 class Batch:
     """`pixels` float32 [B, C, H, W], normalised; one Geometry for each picture; `filter` names the resize that was used."""
 
-    pixels: np.ndarray
+    pixels: Any  # a numpy array, or the engine's own kind of array if it prepares on its device
     geometries: tuple[Geometry, ...]
     filter: str
 

@@ -42,6 +42,7 @@ class PredictOptions(TypedDict, total=False):
     include_unnamed: bool  # keep rows of the class head that name no class
     tile: int | tuple[int, int] | None  # cut pictures into tiles of this size in pixels and merge what is found
     overlap: float  # of neighbouring tiles, as part of the tile
+    purpose: str  # "predict" (default) or "evaluate": which of the two stored resize filters
     limits: ImageLimits  # bounds on files, downloads and picture sizes
     clock: StageClock | None  # adds up seconds by stage
 
@@ -56,12 +57,15 @@ class _Options:
     include_unnamed: bool = False
     tile: int | tuple[int, int] | None = None
     overlap: float = 0.2
+    purpose: str = "predict"
     limits: ImageLimits = DEFAULT_LIMITS
     clock: StageClock | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
             raise ConfigError(f"threshold is {self.threshold}; expected 0 to 1")
+        if self.purpose not in ("predict", "evaluate"):
+            raise ConfigError(f"purpose is {self.purpose!r}; expected predict or evaluate")
         if self.classes is not None:
             object.__setattr__(self, "classes", [self.classes] if isinstance(self.classes, str | int) else list(self.classes))
 
@@ -183,7 +187,7 @@ class Detector:
     def _forward(
         self, arrays: Sequence[np.ndarray], geometries: Sequence[Geometry] | None, options: _Options, clock: StageClock
     ) -> list[Detections]:
-        resize = self.preprocessing.predict_filter
+        resize = self.preprocessing.predict_filter if options.purpose == "predict" else self.preprocessing.evaluate_filter
         with clock.stage("prepare"):
             batch = self.engine.prepare(arrays, self.preprocessing, resize, geometries)
         raw = self.engine.run(batch.pixels, clock)

@@ -1,0 +1,40 @@
+"""Options that every verb has, and the kinds of values that options take."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+EXIT_STATUS = "exit status: 0 done; 1 done in part, or a limit not kept; 2 wrong use or input"
+
+
+def add_shared_options(parser: argparse.ArgumentParser) -> None:
+    """The same on every verb, so that scripts need not know which verb uses which."""
+    group = parser.add_argument_group("options of every verb (accepted also where they change nothing)")
+    group.add_argument("--json", action="store_true", help="print one JSON document as the last line; all else goes to stderr")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
+    group.add_argument("--threads", type=at_least(1), metavar="N", help="CPU threads (default: torch decides)")
+    group.add_argument("--seed", type=int, metavar="N", help="makes random choices reproducible")
+    group.add_argument("--out", metavar="FOLDER", help="where to write (predict: results)")
+    group.add_argument("--quiet", action="store_true", help="print errors and, with --json, the document; nothing else")
+    group.add_argument("--debug", action="store_true", help="show the trace of an error")
+
+
+class at_least:  # noqa: N801 - argparse names the type in messages
+    """Argparse type: a whole number of at least `least`."""
+
+    def __init__(self, least: int) -> None:
+        self.least = least
+
+    def __call__(self, text: str) -> int:
+        if not re.fullmatch(r"-?\d{1,18}", text) or int(text) < self.least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {self.least}, got {text!r}")
+        return int(text)
+
+
+def size_hw(text: str) -> tuple[int, int]:
+    """Argparse type: (height, width) of '384x512', or of '384' for a square."""
+    match = re.fullmatch(r"(\d{1,6})(?:x(\d{1,6}))?", text)
+    if not match or not int(match[1]) or (match[2] and not int(match[2])):
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH in pixels such as 384x512, or one number, got {text!r}")
+    return int(match[1]), int(match[2] or match[1])
