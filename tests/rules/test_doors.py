@@ -86,9 +86,11 @@ def test_import_is_light() -> None:
 
 def test_import_changes_no_global_state() -> None:
     code = (
-        "import torch, numpy, PIL.Image; before = (torch.get_float32_matmul_precision(), PIL.Image.MAX_IMAGE_PIXELS, torch.get_num_threads());"
+        "import torch, numpy, PIL.Image;"
+        "state = lambda: (torch.get_float32_matmul_precision(), PIL.Image.MAX_IMAGE_PIXELS, torch.get_num_threads());"
+        "before = state();"
         "import rapidetr.runtime.load, rapidetr.compat, rapidetr.cli.main;"
-        "print(before == (torch.get_float32_matmul_precision(), PIL.Image.MAX_IMAGE_PIXELS, torch.get_num_threads()), torch.cuda.is_initialized())"
+        "print(before == state(), torch.cuda.is_initialized())"
     )
     assert fresh(code) == "True False"
 

@@ -151,10 +151,11 @@ def _from_official(contents: Contents, model: str | None, path: Path) -> Checkpo
     except KeyMismatch as problem:
         raise KeyMismatch(f"{path}: {problem}") from None
     labels = label_space(contents, config.class_rows)
-    license_id = str((contents.model_config or {}).get("license") or "")
     entry = WEIGHTS.get(config.name)
-    if entry is not None and (entry.license != "Apache-2.0" or not license_id):
-        license_id = entry.license
+    if entry is not None and entry.license != "Apache-2.0":
+        license_id = entry.license  # whatever such a file says of itself: derived weights keep the licence of their shapes
+    else:
+        license_id = str((contents.model_config or {}).get("license") or "")
     provenance = {"source": path.name, "kind": contents.kind, "rfdetr_version": contents.version}
     checkpoint = Checkpoint(state, stored, labels, Preprocessing.official(), license_id, provenance, tuple(notes))
     return checkpoint if stored == config else replace(checkpoint.adapted(config, labels), notes=tuple(notes))

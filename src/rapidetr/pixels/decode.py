@@ -43,7 +43,12 @@ class Picture:
 
 
 def load_picture(source: Any, limits: ImageLimits = ImageLimits(), clock: StageClock | None = None) -> Picture:  # noqa: B008 - frozen
-    """The picture that a path, http(s) address, bytes, PIL image, array or tensor stands for; ImageError, ImageMissing."""
+    """The picture that a path, http(s) address, bytes, PIL image, array or tensor stands for; ImageError, ImageMissing.
+
+    A Picture is already one and stays as it is.
+    """
+    if isinstance(source, Picture):
+        return source
     clock = clock or StageClock()
     with clock.stage("read"):
         encoded = read(source, limits)

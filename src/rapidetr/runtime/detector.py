@@ -233,7 +233,7 @@ class _Problem:
 
 def _as_list(images: Any) -> Iterable[Any]:
     """One picture as a list of one; iterables as they are; arrays of four dimensions picture by picture."""
-    if isinstance(images, str | bytes | Path) or (hasattr(images, "shape") and len(images.shape) < 4):
+    if isinstance(images, str | bytes | Path | Picture) or (hasattr(images, "shape") and len(images.shape) < 4):
         return [images]
     if not isinstance(images, Iterable) or hasattr(images, "getexif"):
         return [images]

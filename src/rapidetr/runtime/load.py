@@ -97,4 +97,4 @@ def _pretrained(source: str | Path, model: str | None, accept_license: str | Non
     require_license(config.name, entry.license, accept_license)
     print(notice(entry), file=sys.stderr)
     checkpoint = open_checkpoint(fetch(entry), model=config.name)
-    return replace(checkpoint, provenance={**checkpoint.provenance, "url": entry.url, "md5": entry.md5})
+    return replace(checkpoint, license=entry.license, provenance={**checkpoint.provenance, "url": entry.url, "md5": entry.md5})
