@@ -172,7 +172,13 @@ def run(model: str, file: Path, args: argparse.Namespace) -> dict:
     ms = {which: summary(t) for which, t in times.items()}
     ratio = {q: round(ms["official"][q] / ms["ours"][q], 3) for q in ("p50", "p95")}
     print(f"{model}: ours {ms['ours']['p50']} ms, official {ms['official']['p50']} ms, {ratio['p50']}x", file=sys.stderr)
-    return {"ms": ms, "times_as_fast": ratio, "equal": equal, "facts": facts, "all_ms": {k: [round(x, 1) for x in v] for k, v in times.items()}}
+    return {
+        "ms": ms,
+        "times_as_fast": ratio,
+        "equal": equal,
+        "facts": facts,
+        "all_ms": {k: [round(x, 1) for x in v] for k, v in times.items()},
+    }
 
 
 if __name__ == "__main__":
