@@ -1,0 +1,262 @@
+"""The official classes around a Detector: sparse COCO ids, supervision.Detections, one in one out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+
+from rapidetr.checkpoints.download import fetch
+from rapidetr.checkpoints.file import Checkpoint
+from rapidetr.checkpoints.licenses import notice
+from rapidetr.checkpoints.weights import entry_for_filename
+from rapidetr.compat.keywords import LATER, check_keywords, describe
+from rapidetr.compat.results import relabel, to_official
+from rapidetr.core.config import variant
+from rapidetr.core.errors import ConfigError, NotSupportedYet
+from rapidetr.pixels.decode import load_picture
+from rapidetr.runtime.detector import Detector
+from rapidetr.runtime.load import load
+from rapidetr.runtime.torch_engine import TorchEngine
+
+if TYPE_CHECKING:
+    from supervision import Detections
+
+_BATCH = 8  # pictures of a list that go through the network together; the official package takes all at once
+
+
+def _later(name: str, instead: str) -> Callable[..., NoReturn]:
+    def method(self: RFDETR, *args: Any, **keywords: Any) -> NoReturn:
+        raise NotSupportedYet(f"{type(self).__name__}.{name}() is not supported yet: {instead}")
+
+    method.__name__ = name
+    method.__doc__ = f"Not supported yet: {instead}."
+    return method
+
+
+class RFDETR:
+    """What all official classes share. `detector` is the native Detector inside, with everything that the official API lacks."""
+
+    size = ""  # such as "rfdetr-nano"
+
+    def __init__(self, *, trust_checkpoint: bool = False, **keywords: Any) -> None:
+        """A model with official weights; `pretrain_weights` names another file, None starts from random weights.
+
+        Keywords are those of the official configuration (docs/migrate-from-rfdetr.md) and `accept_license`. `trust_checkpoint`
+        changes nothing: no file is ever given the right to run code. Raises ConfigError for unknown keywords.
+        """
+        if not self.size:
+            raise ConfigError("RFDETR is what the classes share; use RFDETRNano(...) and its like, or RFDETR.from_checkpoint(path)")
+        config = variant(self.size)
+        check_keywords(type(self).__name__, config, keywords)
+        weights = keywords.get("pretrain_weights", config.name)
+        source = config.name if weights is None else _find(weights)
+        side = keywords.get("resolution") or config.size_hw[0]
+        kind = "random" if weights is None else "pretrained"
+        self._take(_load(source, keywords, model=config.name, weights=kind, size_hw=side), keywords)
+
+    @classmethod
+    def from_checkpoint(cls, path: str | os.PathLike[str], *, trust_checkpoint: bool = False, **keywords: Any) -> RFDETR:
+        """The class that the file belongs to, whichever class this is called on, at the input size that the file tells."""
+        detector = _load(_find(path), keywords, size_hw=keywords.get("resolution"))
+        kind = next(k for k in RFDETR.__subclasses__() if k.size == f"rfdetr-{detector.config.name}")
+        check_keywords(kind.__name__, detector.config, keywords)
+        model = kind.__new__(kind)
+        model._take(detector, {"pretrain_weights": os.fspath(path), **keywords})
+        return model
+
+    def _take(self, detector: Detector, keywords: dict[str, Any]) -> None:
+        """Make `detector` this model's own, with another class head if one was asked for."""
+        config, classes = detector.config, keywords.get("num_classes")
+        self._checkpoint = Checkpoint({}, config, detector.labels, detector.preprocessing, detector.license, notes=detector.notes)
+        self.detector = detector
+        self._keywords = keywords
+        if classes is not None and classes + 1 != config.class_rows:
+            whole = replace(self._checkpoint, state=detector.model.state_dict(), notes=())
+            fitted = whole.adapted(config.at(class_rows=classes + 1), relabel(detector.labels, classes))
+            print(f"{type(self).__name__}: {'; '.join(fitted.notes)}", file=sys.stderr)
+            self._checkpoint = replace(fitted, state={}, notes=(*detector.notes, *fitted.notes))
+            self.detector = self._at(detector.size_hw, fitted.network())
+
+    def _at(self, size_hw: tuple[int, int], network: Any) -> Detector:
+        """A detector of this model's settings at another input size or around another network."""
+        old = self.detector.engine
+        cut = {"decoder_layers": self._keywords.get("dec_layers"), "queries": self._keywords.get("num_queries")}
+        return Detector(TorchEngine(network, device=old.device, size_hw=size_hw, **cut), self._checkpoint)
+
+    def predict(
+        self,
+        images: Any,
+        threshold: float = 0.5,
+        shape: tuple[int, int] | None = None,
+        patch_size: int | None = None,
+        include_source_image: bool = True,
+    ) -> Detections | list[Detections]:
+        """supervision.Detections of one picture, or a list of them for a list or tuple; scores strictly above `threshold`.
+
+        `shape` (height, width) runs this call at another input size. ImageError, ConfigError, BackendMissing (supervision).
+        """
+        if patch_size not in (None, self.detector.config.patch_size):
+            raise ConfigError(f"patch_size is {patch_size}; this network has {self.detector.config.patch_size}; leave it out")
+        several = isinstance(images, list | tuple)
+        pictures = [load_picture(image).pixels for image in (images if several else [images])]
+        detector = self.detector if shape is None else self._at(_pair(shape), self.detector.model)
+        found = detector.predict(pictures, threshold, batch_size=_BATCH, include_unnamed=True, max_detections=self.model_config.num_select)
+        results = [to_official(one, p if include_source_image else None) for one, p in zip(found, pictures, strict=True)]
+        return results if several else results[0]
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names alone; a class_id is no index into them for COCO weights: use data["class_name"]."""
+        return self.detector.class_names
+
+    @property
+    def means(self) -> list[float]:
+        return list(self.detector.preprocessing.mean)
+
+    @property
+    def stds(self) -> list[float]:
+        return list(self.detector.preprocessing.std)
+
+    @property
+    def model_config(self) -> SimpleNamespace:
+        """The official configuration fields, to be read; changing them changes nothing."""
+        config, asked = self.detector.config, self._keywords
+        own = {
+            "dec_layers": asked.get("dec_layers") or config.decoder_layers,
+            "device": self.detector.engine.device,
+            "num_classes": config.class_rows - 1,
+            "num_queries": asked.get("num_queries") or config.queries,
+            "num_select": asked.get("num_select") or config.queries,
+            "pretrain_weights": asked.get("pretrain_weights", config.name),
+            "resolution": self.detector.size_hw[0],
+        }
+        return SimpleNamespace(**describe(config, self.detector.size_hw[0]), **LATER, **own)
+
+    @property
+    def model(self) -> SimpleNamespace:
+        """`model` (our nn.Module), `device`, `resolution`, `class_names`, as the official context object has them."""
+        inside, device = self.detector.model, torch.device(self.detector.engine.device)
+        return SimpleNamespace(model=inside, device=device, resolution=self.detector.size_hw[0], class_names=self.class_names)
+
+    train = _later("train", "train with the official package until fine-tuning comes here, and load its checkpoint")
+    evaluate = _later("evaluate", "score Detections.to_coco() of .detector.predict(...) with pycocotools until evaluation comes here")
+    export = _later("export", "exporting comes later; .detector.save('mine.safetensors') keeps the weights")
+    inference = _later("inference", "faster engines come later; predict() needs no preparation, leave the call out")
+    optimize_for_inference = _later(
+        "optimize_for_inference", "faster engines come later; predict() needs no preparation, leave the call out"
+    )
+    remove_optimized_model = _later("remove_optimized_model", "nothing is optimized in place; leave the call out")
+    export_for_roboflow = _later(
+        "export_for_roboflow", "Roboflow bundles come later; `rapidetr convert IN OUT.pth` writes an official file"
+    )
+    deploy_to_roboflow = _later("deploy_to_roboflow", "uploads come later; `rapidetr convert IN OUT.pth` writes an official file")
+
+
+def from_checkpoint(path: str | os.PathLike[str], **keywords: Any) -> RFDETR:
+    """The model in an official or own file, as the class that it belongs to."""
+    return RFDETR.from_checkpoint(path, **keywords)
+
+
+def _find(weights: str | os.PathLike[str]) -> str | Path:
+    """A path or model name for `load`; the file name of published weights that is no file here means those weights."""
+    path = Path(weights)
+    entry = entry_for_filename(path.name)
+    if entry is None or entry.url is None or path.exists():
+        return os.fspath(weights)
+    print(notice(entry), file=sys.stderr)
+    return fetch(entry)
+
+
+def _load(source: str | Path, keywords: dict[str, Any], **other: Any) -> Detector:
+    return load(
+        source,
+        device=str(keywords.get("device") or "auto"),
+        decoder_layers=keywords.get("dec_layers"),
+        queries=keywords.get("num_queries"),
+        accept_license=keywords.get("accept_license"),
+        **other,
+    )
+
+
+def _pair(shape: Any) -> tuple[int, int]:
+    whole = isinstance(shape, list | tuple) and len(shape) == 2 and all(isinstance(v, int) and not isinstance(v, bool) for v in shape)
+    if not whole:
+        raise ConfigError(f"shape is {shape!r}; expected (height, width), two whole numbers")
+    return shape[0], shape[1]
+
+
+class RFDETRNano(RFDETR):
+    size = "rfdetr-nano"
+
+
+class RFDETRSmall(RFDETR):
+    size = "rfdetr-small"
+
+
+class RFDETRMedium(RFDETR):
+    size = "rfdetr-medium"
+
+
+class RFDETRBase(RFDETR):
+    size = "rfdetr-base"
+
+
+class RFDETRLarge(RFDETR):
+    size = "rfdetr-large"
+
+
+class RFDETRLargeDeprecated(RFDETR):
+    size = "rfdetr-large-deprecated"
+
+
+class RFDETRXLarge(RFDETR):
+    """Only with `pretrain_weights` of your own and accept_license="PML-1.0"."""
+
+    size = "rfdetr-xlarge"
+
+
+class RFDETR2XLarge(RFDETR):
+    """Only with `pretrain_weights` of your own and accept_license="PML-1.0"."""
+
+    size = "rfdetr-2xlarge"
+
+
+class RFDETRSegPreview(RFDETR):
+    size = "rfdetr-seg-preview"
+
+
+class RFDETRSegNano(RFDETR):
+    size = "rfdetr-seg-nano"
+
+
+class RFDETRSegSmall(RFDETR):
+    size = "rfdetr-seg-small"
+
+
+class RFDETRSegMedium(RFDETR):
+    size = "rfdetr-seg-medium"
+
+
+class RFDETRSegLarge(RFDETR):
+    size = "rfdetr-seg-large"
+
+
+class RFDETRSegXLarge(RFDETR):
+    size = "rfdetr-seg-xlarge"
+
+
+class RFDETRSeg2XLarge(RFDETR):
+    size = "rfdetr-seg-2xlarge"
+
+
+class RFDETRKeypointPreview(RFDETR):
+    """Not supported yet."""
+
+    size = "rfdetr-keypoint-preview"
