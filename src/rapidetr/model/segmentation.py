@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from rapidetr.core.config import ModelConfig
 from rapidetr.model.outputs import FactoredMasks
+from rapidetr.model.vit import gelu
 
 
 class PixelBlock(nn.Module):
@@ -21,7 +22,7 @@ class PixelBlock(nn.Module):
 
     def forward(self, x_BdHW: Tensor) -> Tensor:
         y = self.depthwise(x_BdHW).permute(0, 2, 3, 1)
-        return x_BdHW + F.gelu(self.pointwise(self.norm(y))).permute(0, 3, 1, 2)
+        return x_BdHW + gelu(self.pointwise(self.norm(y))).permute(0, 3, 1, 2)
 
 
 class MaskHead(nn.Module):
@@ -44,5 +45,5 @@ class MaskHead(nn.Module):
 
     def factor(self, pixels_BdHW: Tensor, content_BQd: Tensor) -> FactoredMasks:
         """Both factors of the mask logits, from refined pixels and from decoder outputs or encoder features."""
-        inner = self.query_down(F.gelu(self.query_up(self.query_norm(content_BQd))))
+        inner = self.query_down(gelu(self.query_up(self.query_norm(content_BQd))))
         return FactoredMasks(self.pixels(pixels_BdHW), self.queries(content_BQd + inner), self.bias)

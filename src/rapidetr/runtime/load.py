@@ -17,6 +17,7 @@ from rapidetr.core.errors import CheckpointMissing, ConfigError, NotSupportedYet
 from rapidetr.core.labels import LabelSpace
 from rapidetr.core.preprocessing import Preprocessing
 from rapidetr.model.build import build
+from rapidetr.runtime.allocator import keep_freed_memory
 from rapidetr.runtime.detector import Detector
 from rapidetr.runtime.torch_engine import TorchEngine
 
@@ -55,7 +56,10 @@ def load(
     checkpoint = _random(str(source), seed) if weights == "random" else _pretrained(source, model, accept_license)
     network = checkpoint.network()
     size = (size_hw, size_hw) if isinstance(size_hw, int) else size_hw
-    engine = TorchEngine(network, device=pick_device(device), dtype=dtype, size_hw=size, decoder_layers=decoder_layers, queries=queries)
+    device = pick_device(device)
+    if device == "cpu":
+        keep_freed_memory()
+    engine = TorchEngine(network, device=device, dtype=dtype, size_hw=size, decoder_layers=decoder_layers, queries=queries)
     return Detector(engine, checkpoint)
 
 
