@@ -49,7 +49,7 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         x_BQd = self.norm1(x_BQd + self.self_attention(x_BQd, position_BQd, groups))
         x_BQd = self.norm2(x_BQd + self.cross_attention(x_BQd + position_BQd, boxes_BQ4, memory_BSd, shapes))
-        return self.norm3(x_BQd + self.down(F.relu(self.up(x_BQd))))
+        return self.norm3(x_BQd + self.down(F.relu(self.up(x_BQd), inplace=True)))
 
 
 class Decoder(nn.Module):

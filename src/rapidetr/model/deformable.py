@@ -30,10 +30,10 @@ class DeformableAttention(nn.Module):
         offsets = exact(self.offsets(query_BQd)).view(B, Q, M, L, P, 2)
         weights = exact(self.weights(query_BQd)).view(B, Q, M, L * P).softmax(-1)
         box = boxes_BQ4[:, :, None, None, None]
-        where = box[..., :2] + offsets / P * box[..., 2:] * 0.5
+        where = box[..., :2] + offsets * (box[..., 2:] * (0.5 / P))
         values_BMdS = self.values(memory_BSd).view(B, -1, M, d // M).permute(0, 2, 3, 1)
         sampled = sample(values_BMdS, where, shapes)
-        mixed = (sampled * weights.transpose(1, 2).unsqueeze(2)).sum(-1)
+        mixed = (sampled * weights.permute(0, 2, 3, 1).unsqueeze(2)).sum(3)
         return self.out(mixed.flatten(1, 2).transpose(1, 2).to(query_BQd.dtype))
 
     def reset(self) -> None:
@@ -53,14 +53,15 @@ class DeformableAttention(nn.Module):
 
 
 def sample(values_BMdS: Tensor, where_BQMLP2: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
-    """Bilinear samples [B, M, d/M, Q, L * P] at points in units of the picture; outside the map counts as zero."""
+    """Bilinear samples [B, M, d/M, L * P, Q] at points in units of the picture; outside the map counts as zero."""
     B, M, dh, _ = values_BMdS.shape
     Q, L, P = where_BQMLP2.shape[1], where_BQMLP2.shape[3], where_BQMLP2.shape[4]
-    grid = (where_BQMLP2 * 2 - 1).transpose(1, 2).reshape(B * M, Q, L, P, 2)
+    # queries last: the sum over points then runs along whole rows
+    grid = (where_BQMLP2 * 2 - 1).permute(0, 2, 3, 4, 1, 5).reshape(B * M, L, P, Q, 2)
     values = exact(values_BMdS)  # half precision on CPU has returned NaN from non-contiguous maps (torch 2.13)
     samples, start = [], 0
     for level, (h, w) in enumerate(shapes):
         plane = values[..., start : start + h * w].reshape(B * M, dh, h, w)
-        samples.append(F.grid_sample(plane, grid[:, :, level].to(plane.dtype), mode="bilinear", padding_mode="zeros", align_corners=False))
+        samples.append(F.grid_sample(plane, grid[:, level].to(plane.dtype), mode="bilinear", padding_mode="zeros", align_corners=False))
         start += h * w
-    return torch.cat(samples, dim=-1).view(B, M, dh, Q, L * P)
+    return torch.cat(samples, dim=-2).view(B, M, dh, L * P, Q)

@@ -46,7 +46,8 @@ class TorchEngine:
         self.dtype = _dtype(dtype)
         self.precision = str(self.dtype).removeprefix("torch.")
         self.device = device
-        self.network = network.to(device=device, dtype=self.dtype).eval()
+        # feature maps are channels last; kernels in the same order need no conversion at every call
+        self.network = network.to(device=device, dtype=self.dtype, memory_format=torch.channels_last).eval()
 
     def prepare(
         self, pictures: Sequence[np.ndarray], preprocessing: Preprocessing, filter: str, geometries: Sequence[Geometry] | None

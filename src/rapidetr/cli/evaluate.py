@@ -1,0 +1,49 @@
+"""`rapidetr evaluate`: AP of a model on a split."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from tqdm import tqdm
+
+from rapidetr.cli.console import Console
+from rapidetr.cli.options import at_least, size_hw
+
+EXAMPLES = """\
+  rapidetr evaluate runs/mine --data data/ --split test
+  rapidetr evaluate nano --data coco/ --split valid --max-dets 500 --json"""
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="a run folder (its best weights), a checkpoint file or a name")
+    parser.add_argument("--data", required=True, metavar="DATA", help="a dataset: COCO, YOLO or Pascal VOC")
+    parser.add_argument("--split", default="valid", help="train, valid or test (default: valid)")
+    parser.add_argument("--max-dets", type=at_least(10), default=100, metavar="N", help="detections of each picture (default: 100)")
+    parser.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="pictures that go through together (default: 8)")
+    parser.add_argument("--resize", choices=("evaluate", "predict"), default="evaluate", help="filter (default: the one of training)")
+    parser.add_argument("--threshold", type=float, metavar="T", help="of the confusion matrix (default: that of the best F1)")
+    parser.add_argument("--size", type=size_hw, metavar="SIZE", help="input size: 384, or 384x512 (height x width)")
+
+
+def run(args: Namespace, console: Console) -> int:
+    from rapidetr.data.read import read_dataset
+    from rapidetr.evaluation.evaluate import evaluate
+    from rapidetr.runtime.load import load
+
+    best = Path(args.model) / "best.safetensors"
+    detector = load(best if best.exists() else args.model, device=args.device, threads=args.threads, size_hw=args.size)
+    dataset = read_dataset(args.data, args.split)
+    with tqdm(total=len(dataset), unit="picture", leave=False, disable=args.quiet or None) as bar:
+        found = evaluate(
+            detector,
+            dataset,
+            max_dets=args.max_dets,
+            batch_size=args.batch_size,
+            resize=args.resize,
+            threshold=args.threshold,
+            progress=lambda done, total: bar.update(done - bar.n),
+        )
+    console.say(found.to_text())
+    console.finish({"model": str(args.model), "data": args.data, "split": args.split, **found.to_dict()})
+    return 0

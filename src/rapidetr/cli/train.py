@@ -1,0 +1,79 @@
+"""`rapidetr train`: from a folder of pictures to a better checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
+from dataclasses import fields
+from typing import Any
+
+from rapidetr.cli.console import Console
+from rapidetr.cli.options import at_least, size_hw
+
+EXAMPLES = """\
+  rapidetr train data/ --model nano --epochs 50 --out runs/mine
+  rapidetr train data/ --model nano --stages head:5,blocks8-11:10@0.3,all:35@0.1 --patience 10 --out runs/staged
+  rapidetr train data/ --model checkpoint.pth --batch-size 8 --accumulate 2 --precision bfloat16 --workers 4 --out runs/big
+  torchrun --nproc-per-node 2 -m rapidetr train data/ --model small --batch-size 16 --out runs/two"""
+SHARED = ("version", "seed")  # seed is an option of every verb
+
+
+def add_arguments(parser: ArgumentParser) -> None:
+    """One option for each field of the recipe, under its own name."""
+    from rapidetr.training.recipe import Recipe
+
+    parser.add_argument("data", metavar="DATA", help="a dataset: COCO, YOLO or Pascal VOC; its valid split is scored")
+    parser.add_argument("--model", default="nano", metavar="NAME|FILE", help="what to start from (default: nano)")
+    parser.add_argument("--fresh", action="store_true", help="start anew; what is in --out is kept as OUT.bak-1, -2, ...")
+    parser.add_argument("--save-minutes", type=float, default=10.0, metavar="M", help="a crash loses at most this much (default: 10)")
+    parser.add_argument("--workers", type=at_least(0), default=0, metavar="N", help="processes that make batches ahead (default: 0)")
+    parser.add_argument("--cache-gb", type=float, default=0.0, metavar="G", help="memory for decoded pictures (default: 0)")
+    group = parser.add_argument_group("recipe")
+    for field in fields(Recipe):
+        if field.name not in SHARED:
+            default = "" if field.default in (None, "") else f" (default: {field.default})"
+            option = "--size" if field.name == "size_hw" else f"--{field.name.replace('_', '-')}"
+            group.add_argument(option, dest=field.name, default=None, help=field.metadata["about"] + default, **_kind(field.type))
+
+
+def _kind(annotation: Any) -> dict[str, Any]:
+    """How argparse reads a field of this type."""
+    if annotation == "bool":
+        return {"action": BooleanOptionalAction}
+    if annotation.startswith("tuple[int"):
+        return {"type": size_hw, "metavar": "SIZE"}
+    if annotation.startswith("tuple"):
+        return {"type": _numbers, "metavar": "A,B"}
+    kinds: dict[str, Any] = {"int": int, "float": float, "str": str, "dict": json.loads}
+    return {"type": kinds[annotation.split("[")[0].split(" ")[0]], "metavar": "X"}
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ArgumentTypeError(f"expected numbers separated by commas, got {text!r}") from None
+
+
+def run(args: Namespace, console: Console) -> int:
+    from rapidetr.training.recipe import Recipe
+    from rapidetr.training.run import train
+
+    given = {field.name: getattr(args, field.name, None) for field in fields(Recipe) if field.name != "version"}
+    done = train(
+        args.data,
+        model=args.model,
+        out=args.out or "runs/train",
+        device=args.device,
+        threads=args.threads,
+        workers=args.workers,
+        cache_bytes=int(args.cache_gb * 2**30),
+        save_minutes=args.save_minutes,
+        fresh=args.fresh,
+        say=console.say,
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    if os.environ.get("RANK", "0") == "0":  # one document, however many processes torchrun started
+        console.finish({"folder": str(done.folder), **done.record})
+    return 0

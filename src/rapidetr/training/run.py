@@ -1,0 +1,234 @@
+"""`rapidetr.train`: from a dataset to a run folder with its best detector; goes on by itself where a run was cut off."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import rapidetr
+from rapidetr.checkpoints.file import open_checkpoint, save_checkpoint
+from rapidetr.core.errors import ConfigError
+from rapidetr.core.labels import LabelSpace
+from rapidetr.data.batches import Loader
+from rapidetr.data.read import find_splits, read_dataset
+from rapidetr.data.records import Dataset
+from rapidetr.data.sampling import EpochOrder, repeat_factors
+from rapidetr.data.sources import Items
+from rapidetr.runtime.detector import Detector
+from rapidetr.runtime.load import load, pick_device
+from rapidetr.training.distributed import World, join
+from rapidetr.training.loop import Course, fit, input_sizes, state_file
+from rapidetr.training.recipe import Recipe, differences
+from rapidetr.training.records import deltas, write_json
+from rapidetr.training.start import Model, describe_model, make_start
+from rapidetr.training.state import Progress
+
+
+@dataclass(frozen=True)
+class Run:
+    """What training left in `folder`: `record` is record.json, `best` the detector of best.safetensors."""
+
+    folder: Path
+    record: dict[str, Any]
+
+    @cached_property
+    def best(self) -> Detector:
+        return load(self.folder / "best.safetensors")
+
+
+def train(
+    data: str | Path | Dataset | Items,
+    *,
+    model: Model = "nano",
+    out: str | Path = "runs/train",
+    valid: Dataset | None = None,
+    labels: LabelSpace | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    workers: int = 0,
+    cache_bytes: int = 0,
+    save_minutes: float = 10.0,
+    fresh: bool = False,
+    say: Callable[[str], None] = print,
+    now: Callable[[], float] = time.monotonic,
+    **recipe: Any,
+) -> Run:
+    """The finished run in the folder `out`; further keywords are fields of Recipe, such as epochs, batch_size, lr, stages, seed.
+
+    `data`: a folder that `read_dataset` knows (its valid split is scored, else its test split), a Dataset, or any map-style
+    torch dataset together with `labels` (data/sources.py says what its items are); `valid` is what to score in the last two
+    cases. `model`: a name, a checkpoint file, a Detector, or with weights="random" also a ModelConfig. The same `out` and
+    recipe go on where they were stopped; ConfigError for another recipe. `fresh` starts anew and keeps the old folder as
+    out.bak-1, -2, ... `workers` make batches ahead; `save_minutes` bounds the work that a crash can lose. Started by torchrun,
+    all processes train one model together.
+    """
+    chosen = Recipe.from_dict(recipe)
+    folder = Path(out)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with join(pick_device(device)) as (world, place):
+        quiet: Callable[[str], None] = say if world.first else _silence
+        parts = _read(data, valid, labels, quiet)
+        with _owned(folder) if world.first else nullcontext():
+            plan = {"recipe": chosen.to_dict(), "model": describe_model(model), "data": parts.describe()}
+            if world.first:
+                _open_folder(folder, plan, fresh, quiet)
+            world.from_first(None)  # the folder is ready
+            done = _finished(folder)
+            if done is not None:
+                quiet(f"{folder}: this run is finished ({_summary(done)}); fresh=True starts anew")
+                return Run(folder, done)
+            course = _prepare(chosen, model, parts, folder, world, place, workers, cache_bytes, quiet)
+            course.save_minutes, course.now = save_minutes, now
+            progress = fit(course)
+            record = _describe(course, progress, plan)
+            if world.first:
+                write_json(folder / "record.json", record)
+            quiet(f"{folder}: finished, {_summary(record)}")
+            world.from_first(None)  # the record is written
+        return Run(folder, record)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    train: Dataset | Items
+    valid: Dataset | None
+    labels: LabelSpace
+
+    def describe(self) -> dict[str, Any]:
+        """What must not change between two sessions of a run; a folder may be moved."""
+        return {"images": len(self.train), "valid": len(self.valid) if self.valid else 0, "classes": list(self.labels.names)}
+
+
+def _read(data: str | Path | Dataset | Items, valid: Dataset | None, labels: LabelSpace | None, say: Callable[[str], None]) -> _Parts:
+    if not isinstance(data, str | Path):
+        own = data.labels if isinstance(data, Dataset) else labels
+        if own is None:
+            raise ConfigError("labels are missing: a torch dataset does not say what its classes are called; pass labels=LabelSpace...")
+        return _Parts(data, valid, own)
+    dataset = read_dataset(data, "train")
+    scored = next((name for name in ("valid", "test") if name in find_splits(data)), None)
+    if valid is None and scored is None:
+        say(f"{data}: has no valid split; nothing is scored, the last weights count as the best")
+    elif valid is None:
+        valid = read_dataset(data, str(scored))
+        say(f"{data}: {len(dataset)} pictures to learn from, {len(valid)} of the {scored} split to score")
+    return _Parts(dataset, valid, dataset.labels)
+
+
+@contextmanager
+def _owned(folder: Path) -> Any:
+    """Only one process may write into a run; the lock falls with the process that holds it."""
+    from filelock import FileLock, Timeout
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder.with_name(f".{folder.name}.lock"), timeout=0):
+            yield
+    except Timeout:
+        raise ConfigError(f"{folder}: another process trains here; wait for it, or choose another folder") from None
+
+
+def _open_folder(folder: Path, plan: dict[str, Any], fresh: bool, say: Callable[[str], None]) -> None:
+    """An empty folder gets the recipe; one with the same recipe goes on; `fresh` moves what is there aside."""
+    file = folder / "recipe.json"
+    if fresh and folder.exists():
+        aside = next(p for n in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.bak-{n}")).exists())
+        folder.rename(aside)
+        say(f"{folder}: the old run is kept as {aside}")
+    if state_file(folder).exists():
+        old = json.loads(file.read_text("utf-8"))
+        changed = [*differences(old["recipe"], plan["recipe"]), *differences({**old, "recipe": 0}, {**plan, "recipe": 0})]
+        if changed:
+            raise ConfigError(f"{folder}: was begun with another recipe: {', '.join(changed)}; go on with the old one, or use fresh=True")
+    elif folder.exists() and not file.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder}: holds other files and no run; name an empty or a new folder")
+    else:  # new, or a start that failed before there was anything to keep
+        (folder / "baseline.safetensors").unlink(missing_ok=True)
+        write_json(file, plan)
+
+
+def _finished(folder: Path) -> dict[str, Any] | None:
+    file = folder / "record.json"
+    return json.loads(file.read_text("utf-8")) if file.exists() else None
+
+
+def _prepare(
+    recipe: Recipe,
+    model: Model,
+    parts: _Parts,
+    folder: Path,
+    world: World,
+    device: str,
+    workers: int,
+    cache_bytes: int,
+    say: Callable[[str], None],
+) -> Course:
+    """The starting model, kept as baseline.safetensors, and the batches."""
+    labels = LabelSpace.contiguous(parts.labels.names, dataset_ids=parts.labels.dataset_ids)
+    baseline = folder / "baseline.safetensors"
+    if world.first and not baseline.exists():
+        start = make_start(model, labels, recipe)
+        save_checkpoint(start, baseline)
+        for note in start.notes:
+            say(note)
+    world.from_first(None)  # the baseline is written
+    start = open_checkpoint(baseline)
+    world.check(recipe.batch_size)
+    repeats = repeat_factors(parts.train.images, recipe.balance) if recipe.balance and isinstance(parts.train, Dataset) else None
+    order = EpochOrder(len(parts.train), recipe.batch_size // world.size, recipe.accumulate, world.size, recipe.seed, repeats)
+    loader = Loader(
+        parts.train,
+        order,
+        input_sizes(start, recipe)[-1],
+        start.preprocessing,
+        labels=labels,
+        transforms=recipe.augment,
+        masks=start.config.segmentation,
+        rank=world.rank,
+        workers=workers,
+        cache_bytes=cache_bytes,
+    )
+    return Course(recipe, start, loader, parts.valid, folder, world, device, say)
+
+
+def _describe(course: Course, progress: Progress, plan: dict[str, Any]) -> dict[str, Any]:
+    """record.json: what was done, what came out, and how much better than the untouched start that is."""
+    return {
+        **plan,
+        "config": course.start.config.to_dict(),
+        "start": course.start.provenance,
+        "baseline": progress.baseline,
+        "best": progress.best,
+        "gain": deltas(progress.baseline, progress.best) if progress.baseline else None,
+        "epochs": progress.epoch,
+        "stopped_early": progress.stopped and progress.epoch < course.epochs,
+        "steps": progress.step,
+        "skipped": progress.skipped,
+        "hours": round(progress.seconds / 3600, 4),
+        "environment": {
+            "rapidetr": rapidetr.__version__, "torch": torch.__version__, "python": platform.python_version(),
+            "device": torch.cuda.get_device_name(course.device) if course.device.startswith("cuda") else platform.machine(),
+            "threads": torch.get_num_threads(), "processes": course.world.size,
+        },
+        "history": progress.history,
+    }  # fmt: skip
+
+
+def _summary(record: dict[str, Any]) -> str:
+    best = record["best"]
+    score = f"AP {best['AP']:.3f} in epoch {best['epoch'] + 1} ({best['weights']} weights)" if record["baseline"] else "nothing scored"
+    return f"{record['epochs']} epochs, {score}"
+
+
+def _silence(line: str) -> None:
+    """What the other processes say."""

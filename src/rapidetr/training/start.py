@@ -1,0 +1,87 @@
+"""The network that a run starts from: fresh, or a checkpoint whose class head is mapped to the dataset's classes by name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rapidetr.checkpoints.adapt import adapt
+from rapidetr.checkpoints.file import Checkpoint
+from rapidetr.core.config import ModelConfig, variant
+from rapidetr.core.errors import ConfigError
+from rapidetr.core.labels import LabelSpace
+from rapidetr.core.preprocessing import Preprocessing
+from rapidetr.model.build import build
+from rapidetr.runtime.detector import Detector
+from rapidetr.runtime.load import load
+from rapidetr.training.recipe import Recipe
+
+Model = str | Path | Detector | ModelConfig
+PRIOR_BIAS = -math.log(99)  # a fresh class starts at a probability of 1 %
+
+
+def describe_model(model: Model) -> str:
+    """What recipe.json says a run starts from."""
+    return f"{model.config.name} detector" if isinstance(model, Detector) else model.name if isinstance(model, ModelConfig) else str(model)
+
+
+def make_start(model: Model, labels: LabelSpace, recipe: Recipe) -> Checkpoint:
+    """A checkpoint with a head for `labels`, at the recipe's size and number of groups; its notes say what was done."""
+    if recipe.weights == "random" or isinstance(model, ModelConfig):
+        return _fresh(model, labels, recipe)
+    detector = model if isinstance(model, Detector) else load(model, device="cpu")
+    have = detector.config
+    want = replace(have, size_hw=recipe.size_hw or have.size_hw, groups=recipe.groups or have.groups)
+    state, notes = adapt({n: t.float() for n, t in detector.model.state_dict().items()}, have, want)
+    state, head_notes = map_classes(state, detector.labels, labels, recipe.seed)
+    provenance = {"start": describe_model(model)}
+    filters = replace(detector.preprocessing, predict_filter="bilinear-antialias", evaluate_filter="bilinear-antialias")
+    config = want.at(class_rows=labels.head_rows)
+    return Checkpoint(state, config, labels, filters, detector.license, provenance, (*detector.notes, *notes, *head_notes))
+
+
+def _fresh(model: Model, labels: LabelSpace, recipe: Recipe) -> Checkpoint:
+    if recipe.weights != "random" or isinstance(model, Detector):
+        raise ConfigError(f"model {describe_model(model)} with weights={recipe.weights!r}; a configuration goes with weights='random'")
+    config = model if isinstance(model, ModelConfig) else variant(str(model))
+    config = replace(config, size_hw=recipe.size_hw or config.size_hw, groups=recipe.groups or config.groups, class_rows=labels.head_rows)
+    state = build(config, seed=recipe.seed).state_dict()
+    return Checkpoint(state, config, labels, Preprocessing(), "", {"start": f"random weights, seed {recipe.seed}"}, ("random weights",))
+
+
+def map_classes(state: dict[str, Tensor], have: LabelSpace, want: LabelSpace, seed: int) -> tuple[dict[str, Tensor], list[str]]:
+    """Class heads with the rows of `want`: copied where a class of that name was known, fresh where not; and notes.
+
+    A head that has the same classes in the same rows stays as it is.
+    """
+    if (have.names, have.rows, have.head_rows) == (want.names, want.rows, want.head_rows):
+        return state, ["class head kept: the classes are the same"]
+    known = dict(zip(reversed(have.names), reversed(have.rows), strict=True))  # of a name that is used twice, the first row
+    pairs = [(row, known[name]) for name, row in zip(want.names, want.rows, strict=True) if name in known]
+    new, old = [p[0] for p in pairs], [p[1] for p in pairs]
+    fresh = _fresh_rows(want.head_rows, state["class_head.weight"].shape[1], seed)
+    state = dict(state)
+    for name in [n for n in state if n.startswith("class_head.") or ".classes." in n]:
+        rows = fresh[name.rpartition(".")[2]].clone()
+        rows[new] = state[name][old]
+        state[name] = rows
+    kept, others = [n for n in want.names if n in known], [n for n in want.names if n not in known]
+    told = [
+        f"class rows {how}: {len(names)} ({_some(names)})" for how, names in (("kept by name", kept), ("started fresh", others)) if names
+    ]
+    return state, told
+
+
+def _fresh_rows(rows: int, width: int, seed: int) -> dict[str, Tensor]:
+    """As a new linear layer starts, with the bias of rare classes; alike in all groups, as in official training."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = (2 * torch.rand(rows, width, generator=generator) - 1) / math.sqrt(width)
+    return {"weight": weight, "bias": torch.full((rows,), PRIOR_BIAS)}
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

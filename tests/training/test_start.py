@@ -1,0 +1,146 @@
+"""Where a run starts and what it leaves: class rows by name, sizes, groups, records, splits."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import cases
+import numpy as np
+import pytest
+import torch
+from small_runs import DETECT, SEGMENT, lines, run, write_scenes
+
+import rapidetr.training.loop as loop
+from rapidetr.core.errors import ConfigError
+from rapidetr.core.labels import LabelSpace
+from rapidetr.data.read import read_dataset
+from rapidetr.runtime.detector import Detector
+from rapidetr.runtime.load import load
+from rapidetr.training.recipe import Recipe
+from rapidetr.training.records import deltas, flatten
+from rapidetr.training.run import train
+from rapidetr.training.start import make_start, map_classes
+
+OLD = LabelSpace(("cat", "dog", "cow"), (1, 5, 9), (1, 5, 6), 7)  # rows with gaps, as COCO heads have
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_scenes(tmp_path_factory.mktemp("scenes") / "data")
+
+
+def test_class_rows_follow_their_names() -> None:
+    state = cases.network("tiny_det").state_dict()
+    new = LabelSpace.contiguous(["dog", "owl", "cat"])
+    mapped, notes = map_classes(state, OLD, new, seed=3)
+    assert notes == ["class rows kept by name: 2 (dog, cat)", "class rows started fresh: 1 (owl)"]
+    for head in ("class_head", "proposals.groups.0.classes", "proposals.groups.2.classes"):
+        assert torch.equal(mapped[f"{head}.weight"][[0, 2]], state[f"{head}.weight"][[5, 1]])
+        assert torch.equal(mapped[f"{head}.bias"][[0, 2]], state[f"{head}.bias"][[5, 1]])
+        assert mapped[f"{head}.bias"][[1, 3]].tolist() == pytest.approx([-math.log(99)] * 2)
+        assert torch.equal(mapped[f"{head}.weight"][[1, 3]], mapped["class_head.weight"][[1, 3]])
+        assert mapped[f"{head}.weight"][[1, 3]].abs().max() <= 1 / math.sqrt(DETECT.width)
+    assert all(torch.equal(mapped[n], t) for n, t in state.items() if "class" not in n)
+    assert map_classes(state, OLD, new, seed=3)[0]["class_head.weight"].equal(mapped["class_head.weight"])
+
+
+def test_the_same_classes_keep_the_head() -> None:
+    state = cases.network("tiny_det").state_dict()
+    assert map_classes(state, OLD, replace(OLD, dataset_ids=(7, 8, 9)), 0) == (state, ["class head kept: the classes are the same"])
+
+
+def test_fewer_groups_and_another_size() -> None:
+    detector = Detector.from_module(cases.network("tiny_det"), LabelSpace.contiguous("abcdef"))
+    start = make_start(detector, LabelSpace.contiguous("abcdef"), Recipe(groups=2, size_hw=(96, 64)))
+    assert (start.config.groups, start.config.size_hw, len(start.state["query_content"])) == (2, (96, 64), 2 * DETECT.queries)
+    rows = detector.model.query_content.unflatten(0, (3, DETECT.queries))[:2].flatten(0, 1)
+    assert torch.equal(start.state["query_content"], rows)
+
+
+def test_a_configuration_needs_random_weights() -> None:
+    with pytest.raises(ConfigError, match=r"with weights='pretrained'; a configuration goes with weights='random'$"):
+        make_start(DETECT, LabelSpace.contiguous("ab"), Recipe())
+
+
+@pytest.mark.slow
+def test_a_run_from_a_run_keeps_its_classes_and_records_the_gain(scenes: Path, tmp_path: Path) -> None:
+    first = run(scenes, tmp_path / "a", epochs=1)
+    second = train(scenes, model=tmp_path / "a" / "best.safetensors", out=tmp_path / "b", epochs=2, batch_size=2, watch="max", device="cpu")
+    record = json.loads((tmp_path / "b" / "record.json").read_text())
+    assert record == second.record
+    assert record["baseline"]["AP"] == pytest.approx(first.record["best"]["AP"])
+    assert record["gain"]["AP"] == record["best"]["AP"] - record["baseline"]["AP"]
+    assert set(record["gain"]["per_class"]) == set(first.best.class_names)
+    assert second.best.labels == first.best.labels
+    assert second.best.labels.dataset_ids == read_dataset(scenes).labels.dataset_ids
+    assert second.best.preprocessing.predict_filter == "bilinear-antialias"
+    baseline = load(tmp_path / "b" / "baseline.safetensors").model.state_dict()
+    assert all(torch.equal(t, baseline[n]) for n, t in first.best.model.state_dict().items())
+    rows = lines(tmp_path / "b")
+    with (tmp_path / "b" / "metrics.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == [0, 1]
+    assert [{k: str(v) for k, v in flatten(row).items() if v is not None} for row in rows] == [
+        {k: v for k, v in row.items() if v} for row in table
+    ]
+    assert rows[0]["raw"]["AP"] <= record["best"]["AP"]
+
+
+@pytest.mark.slow
+def test_best_is_what_was_scored(scenes: Path, tmp_path: Path) -> None:
+    """The shipped file, loaded from disk, has the AP that the record says."""
+    from rapidetr.evaluation.evaluate import evaluate
+
+    done = run(scenes, tmp_path / "run", model=SEGMENT, epochs=2, lr=1e-3)
+    found = evaluate(done.best, read_dataset(scenes, "valid"))
+    assert found.masks is not None
+    assert found.masks.metrics["AP"] == done.record["best"]["AP"]
+    assert found.boxes.metrics["AP"] == done.record["best"]["box_AP"]
+
+
+def test_without_a_valid_split_the_last_weights_are_the_best(scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes / "train", tmp_path / "data" / "train")
+    done = run(tmp_path / "data", tmp_path / "run", epochs=2)
+    assert (done.record["best"]["epoch"], done.record["baseline"], done.record["gain"]) == (1, {}, None)
+
+
+def test_any_map_style_dataset(tmp_path: Path) -> None:
+    class Items:
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, index: int) -> tuple[np.ndarray, dict]:
+            pixels = np.full((80, 90, 3), 40 * index, np.uint8)
+            return pixels, {"boxes": np.array([[10.0, 10, 50, 60]]), "labels": np.array([index % 2])}
+
+    done = run(Items(), tmp_path / "run", epochs=1, labels=LabelSpace.contiguous(["dark", "light"]))
+    assert done.best.class_names == ["dark", "light"]
+    with pytest.raises(ConfigError, match=r"^labels are missing: "):
+        run(Items(), tmp_path / "other", epochs=1)
+
+
+def test_stopping_early_is_recorded(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = iter([0.1, 0.5, 0.2, 0.3, 0.9])
+    monkeypatch.setattr(loop, "score", lambda *a: {"AP": next(scores), "per_class": {}})
+    done = run(scenes, tmp_path / "run", epochs=9, patience=2)
+    assert (done.record["epochs"], done.record["stopped_early"]) == (3, True)
+    assert done.record["best"] == {"epoch": 0, "weights": "ema", "AP": 0.5, "per_class": {}}
+
+
+def test_gains_of_classes_without_a_score_are_unknown() -> None:
+    old, new = {"AP": 0.1, "per_class": {"a": 0.1, "b": None}}, {"AP": 0.4, "per_class": {"a": 0.3, "b": 0.5}}
+    gain = deltas(old, new)
+    assert gain["AP"] == pytest.approx(0.3)
+    assert gain["per_class"] == {"a": pytest.approx(0.2), "b": None}
+
+
+def test_two_writers_are_refused(scenes: Path, tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    with FileLock(tmp_path / ".run.lock"), pytest.raises(ConfigError, match=r"run: another process trains here; wait for it"):
+        run(scenes, tmp_path / "run", epochs=1)
