@@ -25,9 +25,8 @@ def main() -> None:
     sections = [f"## {TITLES[r['what']]}\n\n{where(path, r)}\n\n{WRITERS[r['what']](r)}\n" for path, r in known]
     (HERE / "RESULTS.md").write_text("\n".join([HEAD, *sections]))
     newest = {r["what"]: (path, r) for path, r in known}  # sorted by date within one kind of hardware
-    shown = [
-        f"{WRITERS[w](r)}\n\n{where(path, r, 'benchmarks/')}" for w, (path, r) in newest.items() if w in ("predict_vs_official", "startup")
-    ]
+    front = [newest[w] for w in ("predict_vs_official", "startup") if w in newest]
+    shown = [f"{WRITERS[r['what']](r)}\n\n{where(path, r, 'benchmarks/')}" for path, r in front]
     marks = r"(<!-- results:begin .*?-->\n).*?(<!-- results:end -->)"
     README.write_text(re.sub(marks, lambda m: m[1] + "\n" + "\n\n".join(shown) + "\n\n" + m[2], README.read_text(), flags=re.S))
 
@@ -36,7 +35,7 @@ def where(path: Path, r: dict[str, Any], folder: str = "") -> str:
     machine = r["hardware"]
     flags = f" ({', '.join(machine['flags'])})" if machine.get("flags") else ""
     file = f"[{path.name}]({folder}{path.name})"
-    return f"{machine['cpu']}{flags}, {machine['cores']} cores, {r['date']}, commit {r['commit']}; {file}, {r['what']}.py"
+    return f"{machine['cpu']}{flags}, {machine['cores']} cores, {r['date']}, commit {r['commit'][:7]}; {file}, {r['what']}.py"
 
 
 def predict(r: dict[str, Any]) -> str:
@@ -47,11 +46,10 @@ def predict(r: dict[str, Any]) -> str:
         "|---|---|---|---|---|",
     ]
     for name, m in r["models"].items():
-        ours, official, ratio = m["ms"]["ours"], m["ms"]["official"], m["times_as_fast"]
+        sides = (m["ms"]["ours"], m["ms"]["official"], m["times_as_fast"])
+        times = " | ".join(f"{t['p50']} / {t['p95']}" for t in sides)
         memory = " / ".join(f"{m['facts'][side]['peak_mb']:.0f}" for side in ("ours", "official"))
-        rows.append(
-            f"| {name} | {ours['p50']} / {ours['p95']} | {official['p50']} / {official['p95']} | {ratio['p50']} / {ratio['p95']} | {memory} |"
-        )
+        rows.append(f"| {name} | {times} | {memory} |")
     lines = next(iter(r["models"].values()))["facts"]
     rows.append(f"\nLines of code loaded by one predict: {lines['ours']['lines']} of ours, {lines['official']['lines']} official.")
     return "\n".join(rows)
@@ -71,8 +69,8 @@ def evaluation(r: dict[str, Any]) -> str:
 
 
 def parity(r: dict[str, Any]) -> str:
-    keys = [k for k, v in r.items() if isinstance(v, int | float | str) and k not in ("what", "date", "commit", "python")]
-    return "\n".join(["| | |", "|---|---|", *(f"| {k.replace('_', ' ')} | {r[k]} |" for k in keys)])
+    rows = [(k.replace("_", " "), v) for k, v in {"threshold": r["threshold"], **r["summary"]}.items()]
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
 
 TITLES = {

@@ -20,7 +20,7 @@ from rapidetr.core.labels import COCO_NAMES, LabelSpace
 
 _VIT = "backbone.0.encoder.encoder."
 _FIXED_BY_SHAPE = (
-    "patch_size", "vit_width", "vit_depth", "registers", "levels", "width", "points", "decoder_layers", "segmentation", "in_channels",
+    "patch_size", "vit_width", "vit_depth", "levels", "width", "points", "decoder_layers", "segmentation", "in_channels",
 )  # fmt: skip
 
 
