@@ -5,7 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= demo-out
 IMAGE ?=
-export OMP_NUM_THREADS ?= 2
+# two test processes of one thread each: two of two threads would fight over two cores
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test test-fast test-external check bench lock clean
 
@@ -22,14 +23,14 @@ demo: $(READY)
 	$(BIN)/python examples/demo.py --out $(OUT) $(IMAGE)
 
 test: check $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not external" --durations=15
+	$(PYTEST) -m "not external" --durations=15
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not external and not slow"
+	$(PYTEST) -m "not external and not slow"
 
 # Tests that need a browser, Ray, Roboflow's client or a logger. None needs one so far: exit status 5 is "no tests", not a failure.
 test-external: $(READY)
-	$(BIN)/python -m pytest -m external || test $$? -eq 5
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m external || test $$? -eq 5
 
 check: $(READY)
 	$(BIN)/ruff check .
