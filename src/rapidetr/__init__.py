@@ -3,6 +3,7 @@
     import rapidetr
     detector = rapidetr.load("nano")
     one = detector.predict("street.jpg")[0]
+    run = rapidetr.train("data/", model="nano", epochs=50, out="runs/mine")  # run.best is a Detector
 
 Nothing heavy is imported until it is used: `import rapidetr` does not load torch.
 """
@@ -13,7 +14,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Detections", "Detector", "LabelSpace", "Masks", "ModelConfig", "RapidetrError", "build", "list_models", "load"]
+__all__ = [
+    "Detections", "Detector", "LabelSpace", "Masks", "ModelConfig", "RapidetrError", "Recipe", "Run", "build", "list_models", "load",
+    "train",
+]  # fmt: skip
 
 _HOMES = {
     "Detections": "rapidetr.core.detections",
@@ -22,9 +26,12 @@ _HOMES = {
     "Masks": "rapidetr.core.masks",
     "ModelConfig": "rapidetr.core.config",
     "RapidetrError": "rapidetr.core.errors",
+    "Recipe": "rapidetr.training.recipe",
+    "Run": "rapidetr.training.run",
     "build": "rapidetr.model.build",
     "list_models": "rapidetr.core.config",
     "load": "rapidetr.runtime.load",
+    "train": "rapidetr.training.run",
 }
 
 if TYPE_CHECKING:
@@ -36,6 +43,8 @@ if TYPE_CHECKING:
     from rapidetr.model.build import build
     from rapidetr.runtime.detector import Detector
     from rapidetr.runtime.load import load
+    from rapidetr.training.recipe import Recipe
+    from rapidetr.training.run import Run, train
 
 
 def __getattr__(name: str) -> Any:

@@ -112,11 +112,16 @@ def official_name(name: str) -> str:
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary path)` and move the result into place; a crash leaves the old file or none."""
+    """Call `write(temporary path)` and move the result into place, with the mode that the umask gives; a crash leaves the old
+    file or none.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
+        part.touch()
+        mode = part.stat().st_mode  # some writers make files that only their owner can read
         write(part)
+        part.chmod(mode)
         with part.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(part, path)

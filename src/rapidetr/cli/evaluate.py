@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from pathlib import Path
 
 from tqdm import tqdm
 
@@ -31,9 +30,8 @@ def run(args: Namespace, console: Console) -> int:
     from rapidetr.evaluation.evaluate import evaluate
     from rapidetr.runtime.load import load
 
-    best = Path(args.model) / "best.safetensors"
-    detector = load(best if best.exists() else args.model, device=args.device, threads=args.threads, size_hw=args.size)
-    dataset = read_dataset(args.data, args.split)
+    dataset = read_dataset(args.data, args.split)  # first: a wrong path should not wait for a download
+    detector = load(args.model, device=args.device, threads=args.threads, size_hw=args.size)
     with tqdm(total=len(dataset), unit="picture", leave=False, disable=args.quiet or None) as bar:
         found = evaluate(
             detector,
@@ -45,5 +43,5 @@ def run(args: Namespace, console: Console) -> int:
             progress=lambda done, total: bar.update(done - bar.n),
         )
     console.say(found.to_text())
-    console.finish({"model": str(args.model), "data": args.data, "split": args.split, **found.to_dict()})
+    console.finish({"model": args.model, "data": args.data, "split": args.split, **found.to_dict()})
     return 0

@@ -19,6 +19,9 @@ from rapidetr.core.errors import RapidetrError
 # nothing heavy before `run`.
 VERBS = {
     "predict": ("rapidetr.cli.predict", "find objects in pictures; write annotated pictures and JSON"),
+    "doctor": ("rapidetr.cli.doctor", "say what is wrong with a dataset, where, and what it costs"),
+    "train": ("rapidetr.cli.train", "fine-tune a model on a dataset; goes on by itself where it was cut off"),
+    "evaluate": ("rapidetr.cli.evaluate", "score a model on a split of a dataset: AP, classes, worst pictures"),
     "models": ("rapidetr.cli.models", "list the published models: size, accuracy, speed, licence"),
     "info": ("rapidetr.cli.info", "say what a checkpoint file holds"),
     "convert": ("rapidetr.cli.convert", "write a checkpoint in our format or the official one"),

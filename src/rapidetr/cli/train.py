@@ -24,7 +24,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     from rapidetr.training.recipe import Recipe
 
     parser.add_argument("data", metavar="DATA", help="a dataset: COCO, YOLO or Pascal VOC; its valid split is scored")
-    parser.add_argument("--model", default="nano", metavar="NAME|FILE", help="what to start from (default: nano)")
+    parser.add_argument("--model", default="nano", metavar="NAME|FILE|RUN", help="what to start from (default: nano)")
     parser.add_argument("--fresh", action="store_true", help="start anew; what is in --out is kept as OUT.bak-1, -2, ...")
     parser.add_argument("--save-minutes", type=float, default=10.0, metavar="M", help="a crash loses at most this much (default: 10)")
     parser.add_argument("--workers", type=at_least(0), default=0, metavar="N", help="processes that make batches ahead (default: 0)")
@@ -45,7 +45,7 @@ def _kind(annotation: Any) -> dict[str, Any]:
         return {"type": size_hw, "metavar": "SIZE"}
     if annotation.startswith("tuple"):
         return {"type": _numbers, "metavar": "A,B"}
-    kinds: dict[str, Any] = {"int": int, "float": float, "str": str, "dict": json.loads}
+    kinds: dict[str, Any] = {"int": int, "float": float, "str": str, "dict": _record}
     return {"type": kinds[annotation.split("[")[0].split(" ")[0]], "metavar": "X"}
 
 
@@ -54,6 +54,16 @@ def _numbers(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ArgumentTypeError(f"expected numbers separated by commas, got {text!r}") from None
+
+
+def _record(text: str) -> dict[str, Any]:
+    try:
+        record = json.loads(text)
+        if isinstance(record, dict):
+            return record
+    except ValueError:
+        pass
+    raise ArgumentTypeError(f'expected a JSON object such as {{"betas": [0.9, 0.95]}}, got {text!r}')
 
 
 def run(args: Namespace, console: Console) -> int:

@@ -38,7 +38,8 @@ def load(
     accept_license: str | None = None,
     seed: int | None = None,
 ) -> Detector:
-    """A Detector from a model name ("nano": official weights, downloaded once and verified) or from any checkpoint file.
+    """A Detector from a model name ("nano": official weights, downloaded once and verified), any checkpoint file, or the folder
+    of a training run (its best weights).
 
     `model` names the variant where a file does not tell. `weights="random"` starts fresh (COCO classes), reproducibly with
     `seed`. `device` is auto, cpu, cuda, cuda:1 or mps. `threads` sets torch's CPU threads for this process. `dtype` is float32
@@ -89,7 +90,11 @@ def _pretrained(source: str | Path, model: str | None, accept_license: str | Non
     path = Path(source)
     if path.suffix in _SUFFIXES or path.exists():
         if path.is_dir():
-            raise NotSupportedYet(f"{path}: is a folder; run folders and artifacts come with a later release, name a checkpoint file")
+            path = path / "best.safetensors"
+            if not path.exists():
+                raise NotSupportedYet(
+                    f"{source}: is a folder without {path.name}; name a checkpoint file, or a run folder after its first epoch"
+                )
         checkpoint = open_checkpoint(path, model=model)
         require_license(str(path), checkpoint.license, accept_license)
         return checkpoint

@@ -47,7 +47,8 @@ class TorchEngine:
         self.precision = str(self.dtype).removeprefix("torch.")
         self.device = device
         # feature maps are channels last; kernels in the same order need no conversion at every call
-        self.network = network.to(device=device, dtype=self.dtype, memory_format=torch.channels_last).eval()
+        self.network = network.to(device=device, dtype=self.dtype).eval()
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
     def prepare(
         self, pictures: Sequence[np.ndarray], preprocessing: Preprocessing, filter: str, geometries: Sequence[Geometry] | None

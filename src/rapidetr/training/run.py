@@ -145,7 +145,7 @@ def _open_folder(folder: Path, plan: dict[str, Any], fresh: bool, say: Callable[
         aside = next(p for n in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.bak-{n}")).exists())
         folder.rename(aside)
         say(f"{folder}: the old run is kept as {aside}")
-    if state_file(folder).exists():
+    if state_file(folder).exists() or (folder / "record.json").exists():
         old = json.loads(file.read_text("utf-8"))
         changed = [*differences(old["recipe"], plan["recipe"]), *differences({**old, "recipe": 0}, {**plan, "recipe": 0})]
         if changed:
