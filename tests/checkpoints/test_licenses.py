@@ -64,7 +64,7 @@ def test_table_lists_weights_and_what_is_installed() -> None:
         ([("License", "UNKNOWN"), ("Classifier", "License :: OSI Approved :: MIT License")], "MIT License"),
         ([("License", "Copyright\nall the text"), ("Classifier", "License :: OSI Approved :: BSD License")], "BSD License"),
         ([("License", "The licence\nall the text")], "The licence"),
-        ([], "unknown"),
+        ([], ""),  # the first line of the licence text is shown instead
     ],
 )
 def test_license_of(fields: list[tuple[str, str]], expected: str) -> None:

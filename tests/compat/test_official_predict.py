@@ -53,7 +53,8 @@ def test_native_and_compat_predict_what_the_official_package_predicts(
             np.testing.assert_allclose(boxes, want["xyxy"], rtol=0, atol=BOXES_PX)
         if name == "seg-nano":
             check_masks(found.mask, want, pictures[i].shape[1])
-            assert np.array_equal(one.masks.dense(), found.mask)
+            # both pictures in one batch round differently from one at a time, where a mask logit is almost zero
+            assert np.mean(one.masks.dense() != found.mask) < 1e-5
 
 
 def check_masks(masks: np.ndarray, want: dict[str, np.ndarray], width: int) -> None:

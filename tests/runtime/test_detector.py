@@ -250,10 +250,13 @@ def test_the_twin_on_a_device_equals_prepare(tiny: Detector, monkeypatch: pytest
 def test_save_and_load_again(tiny: Detector, tmp_path: Path) -> None:
     (before,) = tiny.predict(picture(), 0.0)
     again = rapidetr.load(tiny.save(tmp_path / "mine.safetensors"), device="cpu")
-    assert same(again.predict(picture(), 0.0)[0], before)
+    (after,) = again.predict(picture(), 0.0)
+    # `load` puts kernels into another memory order than this live network has, so convolutions round differently
+    np.testing.assert_allclose(after.scores, before.scores, atol=1e-5)
+    np.testing.assert_allclose(after.boxes_xyxy_px, before.boxes_xyxy_px, atol=1e-2)
     assert (again.class_names, again.labels, again.config, again.license) == (list(NAMES), tiny.labels, tiny.config, "Apache-2.0")
     slim = rapidetr.load(tiny.save(tmp_path / "slim.safetensors", deploy=True), device="cpu")
-    assert same(slim.predict(picture(), 0.0)[0], before)
+    assert same(slim.predict(picture(), 0.0)[0], after)
     assert (tmp_path / "slim.safetensors").stat().st_size < (tmp_path / "mine.safetensors").stat().st_size
 
 

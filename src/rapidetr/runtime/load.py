@@ -56,6 +56,8 @@ def load(
         torch.set_num_threads(threads)
     checkpoint = _random(str(source), seed) if weights == "random" else _pretrained(source, model, accept_license)
     network = checkpoint.network()
+    # feature maps are channels last; kernels in the same order need no conversion at every call
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     size = (size_hw, size_hw) if isinstance(size_hw, int) else size_hw
     device = pick_device(device)
     if device == "cpu":

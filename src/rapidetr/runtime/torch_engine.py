@@ -46,9 +46,7 @@ class TorchEngine:
         self.dtype = _dtype(dtype)
         self.precision = str(self.dtype).removeprefix("torch.")
         self.device = device
-        # feature maps are channels last; kernels in the same order need no conversion at every call
         self.network = network.to(device=device, dtype=self.dtype).eval()
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
 
     def prepare(
         self, pictures: Sequence[np.ndarray], preprocessing: Preprocessing, filter: str, geometries: Sequence[Geometry] | None
