@@ -28,9 +28,10 @@ test: check $(READY)
 test-fast: $(READY)
 	$(PYTEST) -m "not external and not slow"
 
-# Tests that need a browser, Ray, Roboflow's client or a logger. None needs one so far: exit status 5 is "no tests", not a failure.
+# Tests that need a browser, Ray, Roboflow's client or a logger.
 test-external: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m external || test $$? -eq 5
+	@if grep -rqs "mark.external" tests; then OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m external; \
+	else echo "no test is marked external so far"; fi
 
 check: $(READY)
 	$(BIN)/ruff check .
