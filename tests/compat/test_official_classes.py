@@ -240,8 +240,8 @@ def test_keypoints_are_not_there_yet() -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("train", "train with the official package until fine-tuning comes here, and load its checkpoint"),
-        ("evaluate", "score Detections.to_coco() of .detector.predict(...) with pycocotools until evaluation comes here"),
+        ("train", "use rapidetr.train(data, model=...) of the native API"),
+        ("evaluate", "use rapidetr.evaluation.evaluate(model.detector, dataset) of the native API"),
         ("export", "exporting comes later; .detector.save('mine.safetensors') keeps the weights"),
         ("inference", "faster engines come later; predict() needs no preparation, leave the call out"),
         ("optimize_for_inference", "faster engines come later; predict() needs no preparation, leave the call out"),

@@ -179,8 +179,8 @@ def test_shorter_decoder_and_fewer_queries() -> None:
     with torch.no_grad():
         every = network(image, every_layer=True)
     short = detector(decoder_layers=1).engine.run(image.numpy())
-    np.testing.assert_allclose(short.logits, every.layers[0].logits.numpy(), atol=1e-5)  # other memory formats round differently
-    np.testing.assert_allclose(short.boxes, every.layers[0].boxes.numpy(), atol=1e-5)  # other memory formats round differently
+    np.testing.assert_allclose(short.logits, every.layers[0].logits.numpy(), atol=1e-6)
+    np.testing.assert_allclose(short.boxes, every.layers[0].boxes.numpy(), atol=1e-6)
     few = detector(queries=7)
     assert few.engine.run(image.numpy()).logits.shape == (1, 7, 7)
     assert len(few.predict(picture(), 0.0, include_unnamed=True)[0]) == 7
@@ -210,8 +210,8 @@ def test_half_precision_keeps_geometry_close(tiny: Detector) -> None:
     assert half.logits.dtype == np.float32
     assert np.isfinite(half.boxes).all()
     assert detector(dtype=torch.bfloat16).engine.precision == "bfloat16"
-    # bf16 keeps 8 bits: typical scores move by less than a tenth (the order of random queries may change, so medians)
-    assert np.median(np.abs(exact.logits - half.logits)) < 0.5
+    # bf16 keeps 8 bits: typical logits move by less than a tenth (the order of random queries may change, so medians)
+    assert np.median(np.abs(exact.logits - half.logits)) < 0.1
     with pytest.raises(ConfigError, match="dtype is 'int3'; expected one of float32, bfloat16, float16, float64"):
         detector(dtype="int3")
 

@@ -16,7 +16,7 @@ import torch
 from small_runs import DETECT, SEGMENT, lines, run, write_scenes
 
 import rapidetr.training.loop as loop
-from rapidetr.core.errors import ConfigError
+from rapidetr.core.errors import ConfigError, DatasetError
 from rapidetr.core.labels import LabelSpace
 from rapidetr.data.read import read_dataset
 from rapidetr.runtime.detector import Detector
@@ -144,3 +144,10 @@ def test_two_writers_are_refused(scenes: Path, tmp_path: Path) -> None:
 
     with FileLock(tmp_path / ".run.lock"), pytest.raises(ConfigError, match=r"run: another process trains here; wait for it"):
         run(scenes, tmp_path / "run", epochs=1)
+
+
+def test_a_train_split_without_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "_annotations.coco.json").write_text('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}')
+    with pytest.raises(DatasetError, match=r"its train split has no images; expected at least one, look with: rapidetr doctor"):
+        train(tmp_path, model="nano", weights="random", out=tmp_path / "run")

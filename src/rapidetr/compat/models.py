@@ -145,8 +145,8 @@ class RFDETR:
         inside, device = self.detector.model, torch.device(self.detector.engine.device)
         return SimpleNamespace(model=inside, device=device, resolution=self.detector.size_hw[0], class_names=self.class_names)
 
-    train = _later("train", "train with the official package until fine-tuning comes here, and load its checkpoint")
-    evaluate = _later("evaluate", "score Detections.to_coco() of .detector.predict(...) with pycocotools until evaluation comes here")
+    train = _later("train", "use rapidetr.train(data, model=...) of the native API")
+    evaluate = _later("evaluate", "use rapidetr.evaluation.evaluate(model.detector, dataset) of the native API")
     export = _later("export", "exporting comes later; .detector.save('mine.safetensors') keeps the weights")
     inference = _later("inference", "faster engines come later; predict() needs no preparation, leave the call out")
     optimize_for_inference = _later(

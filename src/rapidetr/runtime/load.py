@@ -17,7 +17,6 @@ from rapidetr.core.errors import CheckpointMissing, ConfigError, NotSupportedYet
 from rapidetr.core.labels import LabelSpace
 from rapidetr.core.preprocessing import Preprocessing
 from rapidetr.model.build import build
-from rapidetr.runtime.allocator import keep_freed_memory
 from rapidetr.runtime.detector import Detector
 from rapidetr.runtime.torch_engine import TorchEngine
 
@@ -60,8 +59,6 @@ def load(
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     size = (size_hw, size_hw) if isinstance(size_hw, int) else size_hw
     device = pick_device(device)
-    if device == "cpu":
-        keep_freed_memory()
     engine = TorchEngine(network, device=device, dtype=dtype, size_hw=size, decoder_layers=decoder_layers, queries=queries)
     return Detector(engine, checkpoint)
 

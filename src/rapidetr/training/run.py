@@ -16,7 +16,7 @@ import torch
 
 import rapidetr
 from rapidetr.checkpoints.file import open_checkpoint, save_checkpoint
-from rapidetr.core.errors import ConfigError
+from rapidetr.core.errors import ConfigError, DatasetError
 from rapidetr.core.labels import LabelSpace
 from rapidetr.data.batches import Loader
 from rapidetr.data.read import find_splits, read_dataset
@@ -116,6 +116,8 @@ def _read(data: str | Path | Dataset | Items, valid: Dataset | None, labels: Lab
             raise ConfigError("labels are missing: a torch dataset does not say what its classes are called; pass labels=LabelSpace...")
         return _Parts(data, valid, own)
     dataset = read_dataset(data, "train")
+    if not dataset.images:
+        raise DatasetError(f"{data}: its train split has no images; expected at least one, look with: rapidetr doctor {data}")
     scored = next((name for name in ("valid", "test") if name in find_splits(data)), None)
     if valid is None and scored is None:
         say(f"{data}: has no valid split; nothing is scored, the last weights count as the best")
