@@ -4,7 +4,6 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= demo-out
-IMAGE ?=
 # two test processes of one thread each: two of two threads would fight over two cores
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -20,7 +19,7 @@ $(READY): requirements.lock pyproject.toml
 	touch $(READY)
 
 demo: $(READY)
-	$(BIN)/python examples/demo.py --out $(OUT) $(IMAGE)
+	$(BIN)/python examples/demo.py --out $(OUT)
 
 test: check $(READY)
 	$(PYTEST) -m "not external" --durations=15

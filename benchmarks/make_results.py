@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,42 @@ def evaluation(r: dict[str, Any]) -> str:
     )
 
 
+def training(r: dict[str, Any]) -> str:
+    rows = [
+        f"One optimizer step of {r['model']} at {'x'.join(map(str, r['size_hw']))}, {r['boxes_per_image']} boxes an image, "
+        f"{r['threads']} threads, interleaved; ratios to the official step in bfloat16, and in float32:\n",
+        "| batch | side | p50 / p95 ms (steps) | peak memory MB | time, to bfloat16 / float32 | memory, to bfloat16 / float32 |",
+        "|---|---|---|---|---|---|",
+    ]
+    for batch, sides in r["batches"].items():
+        for name, m in sides.items():
+            ratios = " | ".join(compare_steps(m, sides, value) for value in (lambda side: side["ms"]["p50"], lambda side: side["peak_mb"]))
+            rows.append(
+                f"| {batch} | {name} | {m['ms']['p50']:.0f} / {m['ms']['p95']:.0f} ({m['ms']['n']}) | {m['peak_mb']:.0f} | {ratios} |"
+            )
+    rows.append("\nMatcher and losses alone, forward and backward, batch 2, boxes in the first image:\n")
+    rows += ["| boxes | side | p50 ms | peak MB |", "|---|---|---|---|"]
+    for side, by_boxes in r["many_boxes"].items():
+        rows += [f"| {boxes} | {side} | {found['ms']['p50']:.0f} | {found['peak_mb']} |" for boxes, found in by_boxes.items()]
+    return "\n".join(rows)
+
+
+def compare_steps(one: dict[str, Any], sides: dict[str, Any], value: Callable[[dict[str, Any]], float]) -> str:
+    """To the official step in bfloat16 / in float32; - where that was not measured."""
+    others = (sides.get(f"official {precision}") for precision in ("bfloat16", "float32"))
+    return " / ".join(f"{value(one) / value(other):.2f}" if other else "-" for other in others)
+
+
+def loader(r: dict[str, Any]) -> str:
+    rows = [f"{r['pictures']}, {r['augment']} augmentation, batches of {r['batch']} at {r['size_hw'][0]}x{r['size_hw'][1]}:\n"]
+    rows += ["| workers | images a second, p50 | times what training takes |", "|---|---|---|"]
+    for workers, rate in r["images_per_s_by_workers"].items():
+        rows.append(f"| {workers} | {rate['p50']} | {r['training'].get('loader_times_as_fast', {}).get(workers, '')} |")
+    if r["training"]:
+        rows.append(f"\nTraining takes {r['training']['images_per_s']} images a second on {r['training']['threads']} threads.")
+    return "\n".join(rows)
+
+
 def parity(r: dict[str, Any]) -> str:
     rows = [(k.replace("_", " "), v) for k, v in {"threshold": r["threshold"], **r["summary"]}.items()]
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
@@ -78,8 +115,13 @@ TITLES = {
     "startup": "Start-up",
     "evaluate_vs_pycocotools": "Evaluation against pycocotools",
     "parity_vs_official": "Same detections as the official package on real photos",
+    "train_vs_official": "Training steps against the official package",
+    "loader_throughput": "Loader",
 }
-WRITERS = {"predict_vs_official": predict, "startup": startup, "evaluate_vs_pycocotools": evaluation, "parity_vs_official": parity}
+WRITERS = {
+    "predict_vs_official": predict, "startup": startup, "evaluate_vs_pycocotools": evaluation, "parity_vs_official": parity,
+    "train_vs_official": training, "loader_throughput": loader,
+}  # fmt: skip
 
 if __name__ == "__main__":
     main()

@@ -13,9 +13,12 @@ from rapidetr.checkpoints.configure import configure, label_space
 from rapidetr.checkpoints.file import official_name
 from rapidetr.checkpoints.table import DROPPED, from_ours, to_ours
 from rapidetr.checkpoints.unpickle import Contents
+from rapidetr.checkpoints.weights import WEIGHTS
 from rapidetr.core.config import VARIANTS
 from rapidetr.core.errors import CheckpointError, KeyMismatch, NotSupportedYet
 from rapidetr.model.build import build_empty
+
+OFFICIAL = [name for name in VARIANTS if not WEIGHTS[name].bundled]
 
 
 def listed(name: str) -> dict[str, list[int]]:
@@ -28,7 +31,7 @@ def contents(shapes: dict[str, list[int]], **args) -> Contents:
     return Contents(state=state, args=args, model_config=None, model_name=None, version=None, kind="rfdetr")
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", OFFICIAL)
 def test_official_names_and_shapes(name: str) -> None:
     config = VARIANTS[name]
     ours = build_empty(config).state_dict()
@@ -74,14 +77,14 @@ def test_mismatches_are_listed_in_full() -> None:
     )
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", OFFICIAL)
 def test_configuration_is_read_from_shapes(name: str) -> None:
     config, notes = configure(contents(listed(name)))
     assert config == VARIANTS[name]
     assert notes == []
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", OFFICIAL)
 def test_configuration_follows_the_name_at_another_size(name: str) -> None:
     """At a changed size shapes are ambiguous; what the file says of itself decides."""
     shapes = listed(name)
@@ -92,6 +95,12 @@ def test_configuration_follows_the_name_at_another_size(name: str) -> None:
     told.model_name = official_name(name)
     config, _ = configure(told)
     assert (config.name, config.windows, config.position_grid, config.size_hw) == (name, VARIANTS[name].windows, 20, (side, side))
+
+
+@pytest.mark.parametrize("name", ["pico", "seg-pico"])
+def test_small_models_are_told_from_published_ones_by_their_shapes(name: str) -> None:
+    shapes = {n: list(t.shape) for n, t in from_ours(build_empty(VARIANTS[name]).state_dict(), VARIANTS[name]).items()}
+    assert configure(contents(shapes)) == (VARIANTS[name], [])
 
 
 def test_ambiguous_files_are_refused_with_the_question() -> None:

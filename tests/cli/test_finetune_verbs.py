@@ -21,12 +21,15 @@ from PIL import Image
 
 import rapidetr
 from rapidetr.checkpoints.file import open_checkpoint, save_checkpoint, save_official, write_atomically
+from rapidetr.cli.console import Console
 from rapidetr.cli.main import VERBS, main, verb_parser
+from rapidetr.cli.train import Bar
 from rapidetr.data import write_coco
 from rapidetr.demo import render_scene, scene_seed, write_dataset
+from rapidetr.training.loop import Place
 
 NAMES = ["cat", "dog", "7"]
-OPTIONS = ("--batch-size", 2, "--stages", "head:1,all:1@0.5", "--watch", "ema", "--device", "cpu", "--seed", 3, "--json")
+OPTIONS = ("--no-report", "--batch-size", 2, "--stages", "head:1,all:1@0.5", "--watch", "ema", "--device", "cpu", "--seed", 3, "--json")
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +175,7 @@ def test_train_leaves_a_run_that_can_be_read(trained, scenes):
     for line in (
         f"{scenes}: 6 pictures to learn from, 3 of the valid split to score",
         "class head kept: the classes are the same",
-        "epoch 2/2  loss ",
+        "    epoch     loss      cls      box     giou   AP raw   AP ema     best      time\n   1/2   ",
     ):
         assert line in trained.said
     assert f"{trained.folder}: finished, 2 epochs, AP " in trained.said
@@ -225,10 +228,65 @@ def test_evaluate_scores_a_run_as_training_did(run, trained, scenes):
 
 
 @pytest.mark.slow
+def test_evaluate_writes_a_report_whose_numbers_are_those_it_prints(run, trained, scenes, tmp_path):
+    status, out, err = run("evaluate", trained.folder, "--data", scenes, "--device", "cpu", "--json", "--out", tmp_path / "report")
+    record = json.loads(out)
+    assert (status, record) == (0, json.loads((tmp_path / "report" / "report.json").read_text()))
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert json.loads(page.split('id="record">')[1].split("</script>")[0]) == record
+    for name, value in record["boxes"]["metrics"].items():
+        assert f"<td>{name}</td><td>{'-' if value is None else f'{value:.3f}'}</td>" in page
+    files = {path.name for path in (tmp_path / "report").iterdir()}
+    assert files == {"report.json", "report.html", "pr.png", "confusion.png", "worst"}
+    wrong = [counts for counts in record["boxes"]["counts"] if any(counts[1:])]
+    assert len(list((tmp_path / "report" / "worst").glob("*.jpg"))) == len(wrong)
+    assert f"{tmp_path / 'report'}: report.json, pr.png, confusion.png, report.html, and the worst images in worst/\n" in err
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("quiet", "terminal", "live"), [(False, True, True), (True, True, False), (False, False, False)])
+def test_the_bar_is_for_terminals_and_lines_stay_above_it(monkeypatch, quiet, terminal, live):
+    screen = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(sys, "stdout", screen)
+    bar = Bar(Console(json=False, quiet=quiet))
+    assert bar.live == live
+    if live:
+        bar.step(Place(0, 3, 2, 8, 1.5))
+        bar.step(Place(0, 3, 8, 8, 0.25))
+        bar.say("a line")
+        bar.step(Place(1, 3, 2, 8, 0.5))
+        bar.close()
+        shown = screen.getvalue()
+        assert "epoch 1/3:  25%" in shown
+        assert "epoch 2/3:  25%" in shown
+        assert "loss=1.500" in shown
+        assert "\ra line\n" in shown
+
+
+def test_an_unknown_logger_is_refused_before_anything_is_made(run, scenes, tmp_path):
+    status, _, err = run("train", scenes, "--out", "run", "--loggers", "tensorboard,neptune", "--quiet")
+    assert (status, err) == (2, "rapidetr: error: unknown logger 'neptune'; there are tensorboard, wandb, mlflow\n")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 def test_python_trains_from_a_run_and_gives_a_detector(trained, scenes, tmp_path):
     said: list[str] = []
     done = rapidetr.train(
-        scenes, model=trained.folder, out=tmp_path / "next", epochs=1, batch_size=2, ema_decay=0, device="cpu", say=said.append
+        scenes,
+        model=trained.folder,
+        out=tmp_path / "next",
+        epochs=1,
+        batch_size=2,
+        ema_decay=0,
+        device="cpu",
+        report=False,
+        say=said.append,
     )
     assert isinstance(done, rapidetr.Run)
     assert "class head kept: the classes are the same" in said

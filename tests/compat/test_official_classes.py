@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from rapidetr import compat
-from rapidetr.checkpoints.file import Checkpoint, official_name, save_official
+from rapidetr.checkpoints.file import Checkpoint, official_name, save_checkpoint, save_official
+from rapidetr.checkpoints.weights import WEIGHTS
 from rapidetr.compat import RFDETR, RFDETRLarge, RFDETRNano, RFDETRSegNano, from_checkpoint
 from rapidetr.core.config import VARIANTS
 from rapidetr.core.errors import CheckpointError, CheckpointMissing, ConfigError, ImageMissing, LicenseRefused, NotSupportedYet
@@ -45,10 +46,20 @@ def picture() -> np.ndarray:
 
 
 def test_every_variant_has_its_official_class() -> None:
-    for name in VARIANTS:
+    official = [name for name in VARIANTS if not WEIGHTS[name].bundled]
+    for name in official:
         kind = getattr(compat, official_name(name))
         assert (kind.__name__, kind.size) == (official_name(name), f"rfdetr-{name}")
         assert kind.__name__ in compat.__all__
+    assert [name for name in compat.__all__ if "pico" in name.lower()] == []
+
+
+def test_our_own_models_are_no_official_ones(tmp_path: Path) -> None:
+    network = build("pico", seed=0)
+    labels = LabelSpace.contiguous([f"thing {i}" for i in range(8)])
+    path = save_checkpoint(Checkpoint(network.state_dict(), network.config, labels, Preprocessing(), ""), tmp_path / "own.safetensors")
+    with pytest.raises(ConfigError, match=r"own\.safetensors: holds a pico, which is no official model; load it with rapidetr\.load"):
+        from_checkpoint(path, device="cpu")
 
 
 def test_one_gives_one_and_a_list_gives_a_list(model: RFDETR, picture: np.ndarray) -> None:
@@ -126,10 +137,8 @@ def test_keywords_that_would_make_another_network_are_refused() -> None:
         RFDETRNano(pretrain_weights=None, patch_size=14)
     with pytest.raises(ConfigError, match="positional_encoding_size is 24, but this network has 4"):
         RFDETRNano(pretrain_weights=None, positional_encoding_size=24, **SMALL)
-    with pytest.raises(
-        NotSupportedYet, match=re.escape("RFDETRNano: freeze_encoder=True is not supported yet; leave it out (it is False)")
-    ):
-        RFDETRNano(freeze_encoder=True)
+    with pytest.raises(NotSupportedYet, match=re.escape("RFDETRNano: backbone_lora=True is not supported yet; leave it out (it is False)")):
+        RFDETRNano(backbone_lora=True)
     with pytest.raises(ConfigError, match="RFDETRNano: num_classes is 0; expected a whole number from 1 to 100000"):
         RFDETRNano(num_classes=0)
     with pytest.raises(ConfigError, match="image height 400 is not a multiple of 32"):
@@ -240,8 +249,6 @@ def test_keypoints_are_not_there_yet() -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("train", "use rapidetr.train(data, model=...) of the native API"),
-        ("evaluate", "use rapidetr.evaluation.evaluate(model.detector, dataset) of the native API"),
         ("export", "exporting comes later; .detector.save('mine.safetensors') keeps the weights"),
         ("inference", "faster engines come later; predict() needs no preparation, leave the call out"),
         ("optimize_for_inference", "faster engines come later; predict() needs no preparation, leave the call out"),

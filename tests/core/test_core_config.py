@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from rapidetr.core.config import LEVEL_SCALES, VARIANTS, ModelConfig, check_size
 from rapidetr.core.errors import ConfigError, NotSupportedYet
 
 NANO = VARIANTS["nano"].to_dict()
+OURS = ["pico", "seg-pico"]
+OFFICIAL = [name for name in VARIANTS if name not in OURS]
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +24,19 @@ def published(golden: Path) -> dict[str, Any]:
 
 
 def test_the_table_has_every_published_variant_in_order(published: dict[str, Any]) -> None:
-    assert [*VARIANTS, "keypoint-preview"] == list(published)
+    assert [*OFFICIAL, "keypoint-preview"] == list(published)
 
 
-@pytest.mark.parametrize("name", list(VARIANTS))
+def test_the_small_models_of_this_package() -> None:
+    pico = VARIANTS["pico"]
+    assert replace(pico, name="seg-pico", segmentation=True) == VARIANTS["seg-pico"]
+    assert (pico.size_hw, pico.patch_size, pico.windows, pico.position_grid) == ((288, 288), 16, 2, 18)
+    assert (pico.vit_width, pico.vit_depth, pico.stages) == (192, 6, (1, 3, 5, 6))
+    assert (pico.width, pico.decoder_layers, pico.queries, pico.groups, pico.class_rows) == (128, 2, 50, 5, 9)
+    assert [variant(name) for name in OURS] == [pico, VARIANTS["seg-pico"]]
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
 def test_variant_is_as_published(name: str, published: dict[str, Any]) -> None:
     ours, theirs, derived = VARIANTS[name], published[name]["config"], published[name]["derived"]
     assert ours.name == name
@@ -74,7 +86,7 @@ def test_unknown_variant_lists_the_names() -> None:
     with pytest.raises(ConfigError) as caught:
         variant("huge")
     assert str(caught.value) == f"unknown model 'huge'; available: {', '.join(VARIANTS)}"
-    with pytest.raises(ConfigError, match=r"^unknown model None; available: nano, "):
+    with pytest.raises(ConfigError, match=r"^unknown model None; available: pico, nano, "):
         variant(None)  # type: ignore[arg-type]
     with pytest.raises(NotSupportedYet, match=r"^the keypoint preview is not supported yet; use a detection or segmentation variant$"):
         variant("keypoint-preview")

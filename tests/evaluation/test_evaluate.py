@@ -14,7 +14,7 @@ from rapidetr.core.errors import ConfigError, DatasetError
 from rapidetr.core.labels import LabelSpace
 from rapidetr.core.masks import Masks
 from rapidetr.data.records import Annotation, Dataset, ImageRecord
-from rapidetr.evaluation import evaluate
+from rapidetr.evaluation import evaluate, find, score_shares
 
 LABELS = LabelSpace.contiguous(["cat", "dog", "owl"], dataset_ids=[3, 7, 9])
 BOXES = {"a.jpg": [(10, 10, 50, 60), (60, 20, 90, 50)], "b.jpg": [], "c.jpg": [(5, 5, 45, 95)]}
@@ -78,6 +78,19 @@ def test_a_detector_that_knows_the_answers(segmentation: bool, outlines: bool) -
     assert result.notes == ("not in the dataset and left out: zebra",)
 
 
+@pytest.mark.parametrize(("ranks", "batch_size"), [(2, 1), (2, 2), (3, 1), (5, 1), (2, 8)])
+def test_shares_in_any_order_give_what_one_rank_gives(ranks: int, batch_size: int) -> None:
+    """Also ranks without a picture; detections of a picture stay in their order, which decides between equal scores."""
+    detector, data = FakeDetector(LabelSpace.contiguous(["owl", "dog", "zebra"]), True), dataset(True)
+    expected = evaluate(detector, data, batch_size=batch_size)
+    shares = [find(detector, data, rank=rank, ranks=ranks, batch_size=batch_size) for rank in range(ranks)]
+    pictures = [sorted(share.truth_rles) for share in shares]
+    assert pictures == [[i for i in range(3) if i // batch_size % ranks == rank] for rank in range(ranks)]
+    assert [set(share.found.images.tolist()) for share in shares] == [set(part) for part in pictures]
+    assert score_shares(data, shares[::-1]).to_dict() == expected.to_dict()
+    assert expected.masks is not None
+
+
 def test_the_same_classes_need_no_note() -> None:
     detector = FakeDetector(replace(LABELS), False)
     result = evaluate(detector, dataset(False), resize="predict", max_dets=500)
@@ -100,6 +113,9 @@ def test_messages() -> None:
     with pytest.raises(ConfigError) as caught:
         evaluate(FakeDetector(LABELS, False), dataset(False), resize="bicubic")
     assert str(caught.value) == "resize is 'bicubic'; expected 'evaluate' or 'predict'"
+    with pytest.raises(ConfigError) as caught:
+        evaluate(FakeDetector(LABELS, False), dataset(False), batch_size=0)
+    assert str(caught.value) == "batch_size is 0; expected at least 1"
     with pytest.raises(DatasetError) as caught:
         evaluate(FakeDetector(LABELS, False), replace(dataset(False), images=()))
     assert str(caught.value) == "the test split of . has no pictures; there is nothing to evaluate"

@@ -24,6 +24,8 @@ DOORS: dict[str, set[str]] = {
     "evaluation": {"core", "data", "runtime"},
     "training": {"core", "model", "criterion", "data", "checkpoints", "runtime", "evaluation", "draw"},
     "demo": {"core", "data"},
+    "bench": {"core", "data", "runtime", "evaluation", "draw"},
+    "choice": {"core", "data", "runtime", "evaluation", "bench"},
 }
 ALL = {p.name for p in PACKAGE.iterdir() if p.is_dir() and not p.name.startswith("_")}
 FREE = {"compat", "cli"}  # may import everything; nothing imports them

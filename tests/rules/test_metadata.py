@@ -36,7 +36,7 @@ def test_readme_is_the_long_description(root: Path) -> None:
 
 def test_core_install_stays_small(root: Path) -> None:
     needed = {re.split(r"[<>=\[]", d)[0] for d in tomllib.loads(read(root, "pyproject.toml"))["project"]["dependencies"]}
-    assert needed == {"torch", "numpy", "Pillow", "safetensors", "tqdm", "filelock"}
+    assert needed == {"torch", "numpy", "Pillow", "safetensors", "tqdm", "filelock", "psutil", "Jinja2"}
 
 
 def test_extras_are_named_in_the_readme(root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cases
@@ -10,6 +11,7 @@ import torch
 
 import rapidetr
 from rapidetr.checkpoints.file import Checkpoint, save_checkpoint, save_official
+from rapidetr.checkpoints.weights import WEIGHTS
 from rapidetr.core.errors import CheckpointError, CheckpointMissing, ConfigError, DownloadError, LicenseRefused, NotSupportedYet
 from rapidetr.core.labels import LabelSpace
 from rapidetr.core.preprocessing import Preprocessing
@@ -101,7 +103,7 @@ def test_threads_are_set_when_asked(tiny_file: Path) -> None:
 
 
 def test_wrong_arguments_are_named(tiny_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointMissing, match="nana: neither a file nor a model name; models: nano, small"):
+    with pytest.raises(CheckpointMissing, match="nana: neither a file nor a model name; models: pico, nano, small"):
         rapidetr.load("nana")
     with pytest.raises(FileNotFoundError, match=r"missing\.pth: no such file"):
         rapidetr.load(tmp_path / "missing.pth")
@@ -142,9 +144,28 @@ def test_build_is_a_plain_module() -> None:
         rapidetr.build("nano", num_classes=0)
 
 
+@pytest.mark.parametrize("name", ["pico", "seg-pico"])
+def test_small_models_come_with_the_package(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("rapidetr.checkpoints.weights.files", lambda package: tmp_path)
+    monkeypatch.setattr("rapidetr.runtime.load.fetch", lambda entry: pytest.fail("went to the network"))
+    monkeypatch.setitem(WEIGHTS, name, replace(WEIGHTS[name], sha256=None))
+    with pytest.raises(CheckpointError, match=rf"{name}\.safetensors: expected the weights of {name}, which are part of"):
+        rapidetr.load(name, device="cpu")
+    network = rapidetr.build(name, seed=1)
+    labels = LabelSpace.contiguous([f"thing {i}" for i in range(8)])
+    start = Checkpoint(network.state_dict(), network.config, labels, Preprocessing(), "")
+    save_checkpoint(start, tmp_path / "weights" / f"{name}.safetensors", dtype=torch.bfloat16)
+    loaded = rapidetr.load(name, device="cpu")
+    assert (loaded.config.name, loaded.license, loaded.class_names[7]) == (name, "Apache-2.0", "thing 7")
+    assert torch.equal(loaded.model.class_head.weight, network.class_head.weight.bfloat16().float())
+    assert capsys.readouterr().err == ""
+
+
 def test_list_models() -> None:
-    assert rapidetr.list_models()[:3] == ["nano", "small", "medium"]
+    assert rapidetr.list_models()[:4] == ["pico", "nano", "small", "medium"]
     assert all(name.startswith("seg-") for name in rapidetr.list_models("segment"))
-    assert len(rapidetr.list_models()) == 15
+    assert len(rapidetr.list_models()) == 15 + 2  # published, and in the package
     with pytest.raises(ConfigError, match="task is 'pose'; expected detect or segment"):
         rapidetr.list_models("pose")

@@ -29,6 +29,7 @@ def write_scenes(folder: Path, *, train: int = 6, valid: int = 2, seed: int = 5)
 def run(data: Any, out: Path, *, model: ModelConfig = DETECT, **options: Any) -> Run:
     """Two epochs of five steps with two pictures each, unless told otherwise; time is a counter."""
     usual = {"epochs": 2, "batch_size": 2, "weights": "random", "rates": "uniform", "watch": "ema", "device": "cpu"}
+    usual |= {"report": False}  # drawing takes longer than such a run
     clock = itertools.count()
     return train(data, model=model, out=out, say=lambda line: None, now=lambda: float(next(clock)), **{**usual, **options})
 

@@ -25,13 +25,13 @@ def require_license(name: str, license: str, accepted: str | None) -> None:
 
 def notice(entry: WeightsEntry) -> str:
     """One line for the user who loads these weights."""
-    return f"{entry.filename}: {entry.license}, from {entry.url or 'a file of your own'}"
+    return f"{entry.filename}: {entry.license}, from {entry.source or 'a file of your own'}"
 
 
 def table() -> list[dict[str, Any]]:
     """One record for every published weights file and every installed dependency, with its licence and source."""
     weights = [
-        {"kind": "weights", "name": entry.filename, "license": entry.license, "source": entry.url or "only a file that you bring"}
+        {"kind": "weights", "name": entry.filename, "license": entry.license, "source": entry.source or "only a file that you bring"}
         for entry in WEIGHTS.values()
     ]
     return weights + _dependencies()

@@ -1,19 +1,23 @@
-"""Published weights: where they are, what they must hash to, under which licence, and what they reach on COCO."""
+"""Weights with a name, published or in this package: where they are, what they must hash to, under which licence, what they reach."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePath
+from importlib.resources import as_file, files
+from pathlib import Path, PurePath
 from typing import Any
 
-from rapidetr.core.errors import ConfigError
+from rapidetr.core.errors import CheckpointError, ConfigError, HashMismatch
 
 PREFIX = "https://storage.googleapis.com/rfdetr/"
 
 
 @dataclass(frozen=True)
 class WeightsEntry:
-    """One published file. `url` and `md5` are None for weights that only a user may bring (PML-1.0)."""
+    """One file. `url` and `md5` are None for weights that only a user may bring (PML-1.0) and for those in this package."""
 
     variant: str  # the row of core.config.VARIANTS
     filename: str
@@ -24,7 +28,14 @@ class WeightsEntry:
     ap50: float | None
     mask: bool
     t4_ms: float | None  # published, TensorRT fp16, batch 1
-    params_m: float | None  # published, millions
+    params_m: float | None  # millions, as published
+    bundled: bool = False
+    sha256: str | None = None  # of a bundled file
+
+    @property
+    def source(self) -> str | None:
+        """Address, or "bundled"; None where only a user can bring the file."""
+        return "bundled" if self.bundled else self.url
 
 
 # fmt: off
@@ -48,6 +59,11 @@ _ROWS: tuple[tuple[Any, ...], ...] = (
     ("seg-xlarge", "rf-detr-seg-xlarge.pt", "rf-detr-seg-xl-ft.pth", "3693b35d0eea86ebb3e0444f4a611fba", 72.2, 48.8, 13.5, 38.1),
     ("seg-2xlarge", "rf-detr-seg-xxlarge.pt", "rf-detr-seg-2xl-ft.pth", "040bc3412af840fa8a47e0ff69b552ba", 73.1, 49.9, 21.8, 38.6),
 )
+_BUNDLED: tuple[tuple[str, float, str | None], ...] = (  # trained from random weights on the rendered world of rapidetr.demo
+    # name, million parameters, sha256 of weights/<name>.safetensors
+    ("pico", 4.1, None),
+    ("seg-pico", 4.3, None),
+)
 # fmt: on
 
 
@@ -58,7 +74,12 @@ def _entry(name: str, filename: str, tail: str | None, md5: str | None, *publish
     return WeightsEntry(variant, filename, url, md5, license, ap, ap50, name.startswith("seg-"), t4_ms, params_m)
 
 
-WEIGHTS: dict[str, WeightsEntry] = {row[0]: _entry(*row) for row in _ROWS}
+def _bundled(name: str, params_m: float, sha256: str | None) -> WeightsEntry:
+    mask = name.startswith("seg-")
+    return WeightsEntry(name, f"{name}.safetensors", None, None, "Apache-2.0", None, None, mask, None, params_m, True, sha256)
+
+
+WEIGHTS: dict[str, WeightsEntry] = {row[0]: _entry(*row) for row in _ROWS} | {row[0]: _bundled(*row) for row in _BUNDLED}
 
 
 def entry_for(variant: str) -> WeightsEntry:
@@ -76,3 +97,19 @@ def entry_for_md5(md5: str) -> WeightsEntry | None:
 def entry_for_filename(name: str) -> WeightsEntry | None:
     """The published file of this name; folders before it do not count. A name proves nothing: see `entry_for_md5`."""
     return next((entry for entry in WEIGHTS.values() if entry.filename == PurePath(name).name), None)
+
+
+@contextmanager
+def bundled_file(entry: WeightsEntry) -> Iterator[Path]:
+    """The file of a bundled entry, which lies in the installed package; CheckpointError without it, HashMismatch for another one."""
+    place = files("rapidetr") / "weights" / entry.filename
+    if not place.is_file():
+        raise CheckpointError(
+            f"{place}: expected the weights of {entry.variant}, which are part of a whole installation; install rapidetr again, or "
+            "use weights='random'"
+        )
+    with as_file(place) as path:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if entry.sha256 not in (None, found):
+            raise HashMismatch(f"{path}: has sha256 {found}, expected {entry.sha256}; install rapidetr again, or load it by its path")
+        yield path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -11,6 +12,7 @@ from rapidetr.cli.options import at_least, size_hw
 
 EXAMPLES = """\
   rapidetr evaluate runs/mine --data data/ --split test
+  rapidetr evaluate runs/mine --data data/ --split test --out reports/mine     # curves, confusion, worst images, report.html
   rapidetr evaluate nano --data coco/ --split valid --max-dets 500 --json"""
 
 
@@ -22,16 +24,21 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="pictures that go through together (default: 8)")
     parser.add_argument("--resize", choices=("evaluate", "predict"), default="evaluate", help="filter (default: the one of training)")
     parser.add_argument("--threshold", type=float, metavar="T", help="of the confusion matrix (default: that of the best F1)")
+    parser.add_argument("--accept-license", metavar="NAME", help="PML-1.0, for weights under it that you bring")
     parser.add_argument("--size", type=size_hw, metavar="SIZE", help="input size: 384, or 384x512 (height x width)")
 
 
 def run(args: Namespace, console: Console) -> int:
     from rapidetr.data.read import read_dataset
+    from rapidetr.draw.charts import load_library
     from rapidetr.evaluation.evaluate import evaluate
     from rapidetr.runtime.load import load
+    from rapidetr.training.report import evaluation_report, write_files
 
+    if args.out:
+        load_library()  # before hours of predicting
     dataset = read_dataset(args.data, args.split)  # first: a wrong path should not wait for a download
-    detector = load(args.model, device=args.device, threads=args.threads, size_hw=args.size)
+    detector = load(args.model, device=args.device, threads=args.threads, size_hw=args.size, accept_license=args.accept_license)
     with tqdm(total=len(dataset), unit="picture", leave=False, disable=args.quiet or None) as bar:
         found = evaluate(
             detector,
@@ -43,5 +50,10 @@ def run(args: Namespace, console: Console) -> int:
             progress=lambda done, total: bar.update(done - bar.n),
         )
     console.say(found.to_text())
-    console.finish({"model": args.model, "data": args.data, "split": args.split, **found.to_dict()})
+    about = {"model": args.model, "data": args.data, "split": args.split}
+    if args.out:
+        files = evaluation_report(found, detector, dataset, resize=args.resize, **about)
+        write_files(Path(args.out), files)
+        console.say(f"{args.out}: {', '.join(name for name in files if '/' not in name)}, and the worst images in worst/")
+    console.finish({**about, **found.to_dict()})
     return 0

@@ -22,9 +22,12 @@ VERBS = {
     "doctor": ("rapidetr.cli.doctor", "say what is wrong with a dataset, where, and what it costs"),
     "train": ("rapidetr.cli.train", "fine-tune a model on a dataset; goes on by itself where it was cut off"),
     "evaluate": ("rapidetr.cli.evaluate", "score a model on a split of a dataset: AP, classes, worst pictures"),
+    "choose": ("rapidetr.cli.choose", "find the smallest configuration that keeps a service level"),
     "models": ("rapidetr.cli.models", "list the published models: size, accuracy, speed, licence"),
     "info": ("rapidetr.cli.info", "say what a checkpoint file holds"),
     "convert": ("rapidetr.cli.convert", "write a checkpoint in our format or the official one"),
+    "bench": ("rapidetr.cli.bench", "measure a model end to end on your pictures; compare two"),
+    "lock": ("rapidetr.cli.lock", "write down this machine and installation; say what has drifted since"),
     "licenses": ("rapidetr.cli.licenses", "list the licences of weights and dependencies"),
 }
 

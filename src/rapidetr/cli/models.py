@@ -1,4 +1,4 @@
-"""`rapidetr models`: the published family."""
+"""`rapidetr models`: the published family, and the small models in the package."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def run(args: Namespace, console: Console) -> int:
 
 
 def describe(name: str) -> dict[str, Any]:
-    """Configuration, published figures (None where nothing was published) and whether the weights are here."""
+    """Configuration, published figures (None where nothing was published) and where the weights are."""
     config, entry = variant(name), entry_for(name)
     cached = any((folder / entry.filename).is_file() for folder in (cache_folder(), *official_cache_folders()))
     return {
@@ -47,6 +47,7 @@ def describe(name: str) -> dict[str, Any]:
         "t4_ms": entry.t4_ms,
         "license": entry.license,
         "url": entry.url,
+        "bundled": entry.bundled,
         "cached": cached,
     }
 
@@ -54,7 +55,7 @@ def describe(name: str) -> dict[str, Any]:
 def _row(record: dict[str, Any]) -> tuple[str, ...]:
     figures = ("-" if record[key] is None else f"{record[key]}" for key in ("params_m", "ap", "t4_ms"))
     params, ap, t4_ms = figures
-    where = "bring your file" if record["url"] is None else "cached" if record["cached"] else "download"
+    where = "bundled" if record["bundled"] else "bring your file" if record["url"] is None else "cached" if record["cached"] else "download"
     size = f"{record['size_hw'][0]}x{record['size_hw'][1]}"
     params = params if params == "-" else f"{params} M"
     layers, queries = str(record["decoder_layers"]), str(record["queries"])

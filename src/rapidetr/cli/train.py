@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from argparse import ArgumentParser, ArgumentTypeError, BooleanOptionalAction, Namespace
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from tqdm import tqdm
 
 from rapidetr.cli.console import Console
 from rapidetr.cli.options import at_least, size_hw
+
+if TYPE_CHECKING:
+    from rapidetr.training.loop import Place
 
 EXAMPLES = """\
   rapidetr train data/ --model nano --epochs 50 --out runs/mine
@@ -28,7 +34,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--fresh", action="store_true", help="start anew; what is in --out is kept as OUT.bak-1, -2, ...")
     parser.add_argument("--save-minutes", type=float, default=10.0, metavar="M", help="a crash loses at most this much (default: 10)")
     parser.add_argument("--workers", type=at_least(0), default=0, metavar="N", help="processes that make batches ahead (default: 0)")
+    parser.add_argument("--accept-license", metavar="NAME", help="PML-1.0, for weights under it that you bring")
     parser.add_argument("--cache-gb", type=float, default=0.0, metavar="G", help="memory for decoded pictures (default: 0)")
+    parser.add_argument("--loggers", default="", metavar="A,B", help="of tensorboard, wandb and mlflow; metrics.jsonl is always there")
+    parser.add_argument("--report", action=BooleanOptionalAction, default=True, help="draw batches, curves and report.html (default: yes)")
     group = parser.add_argument_group("recipe")
     for field in fields(Recipe):
         if field.name not in SHARED:
@@ -70,6 +79,7 @@ def run(args: Namespace, console: Console) -> int:
     from rapidetr.training.recipe import Recipe
     from rapidetr.training.run import train
 
+    bar = Bar(console)
     given = {field.name: getattr(args, field.name, None) for field in fields(Recipe) if field.name != "version"}
     done = train(
         args.data,
@@ -81,9 +91,41 @@ def run(args: Namespace, console: Console) -> int:
         cache_bytes=int(args.cache_gb * 2**30),
         save_minutes=args.save_minutes,
         fresh=args.fresh,
-        say=console.say,
+        accept_license=args.accept_license,
+        loggers=args.loggers,
+        report=args.report,
+        say=bar.say,
+        on_step=bar.step if bar.live else None,
         **{name: value for name, value in given.items() if value is not None},
     )
+    bar.close()
     if os.environ.get("RANK", "0") == "0":  # one document, however many processes torchrun started
         console.finish({"folder": str(done.folder), **done.record})
     return 0
+
+
+class Bar:
+    """The pictures of the running epoch with loss and speed, under the lines that stay; only `live` on a terminal."""
+
+    def __init__(self, console: Console) -> None:
+        self.console, self.epoch = console, -1
+        self.bar: Any = None
+        self.live = sys.stderr.isatty() and not console.quiet
+
+    def step(self, place: Place) -> None:
+        if place.epoch != self.epoch:
+            self.close()
+            self.epoch = place.epoch
+            told = {"desc": f"epoch {place.epoch + 1}/{place.epochs}", "postfix": {"loss": f"{place.loss:.3f}"}}
+            self.bar = tqdm(total=place.total, initial=place.done, unit="image", leave=False, file=sys.stderr, **told)
+        self.bar.set_postfix(loss=f"{place.loss:.3f}", refresh=False)
+        self.bar.update(place.done - self.bar.n)
+
+    def say(self, line: str) -> None:
+        """A line above the bar."""
+        with tqdm.external_write_mode(file=self.console.stream):
+            self.console.say(line)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()

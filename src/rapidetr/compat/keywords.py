@@ -8,11 +8,13 @@ from typing import Any
 from rapidetr.core.config import ModelConfig
 from rapidetr.core.errors import ConfigError, NotSupportedYet
 
+# used by train() alone, with their official defaults
+TRAINING: dict[str, Any] = {"amp": True, "freeze_encoder": False, "gradient_checkpointing": False}
 USED = ("accept_license", "dec_layers", "device", "num_classes", "num_queries", "num_select", "pretrain_weights", "resolution")
-# official defaults of what belongs to training or to keypoints, or is a label: kept as they are, or refused
+# official defaults of what belongs to keypoints or to other ways of training, or is a label: kept as they are, or refused
 LATER: dict[str, Any] = {
-    "amp": True, "backbone_lora": False, "compile": False, "cuda_graphs": False, "freeze_encoder": False, "fused_optimizer": True,
-    "gradient_checkpointing": False, "ia_bce_loss": True, "license": "Apache-2.0", "model_name": None, "postprocess_trace_alpha": 0.2,
+    "backbone_lora": False, "compile": False, "cuda_graphs": False, "fused_optimizer": True, "ia_bce_loss": True,
+    "license": "Apache-2.0", "model_name": None, "postprocess_trace_alpha": 0.2,
     "dual_projector": False, "dual_projector_kp_only": False, "grouppose_keypoint_dim_downscale": 1, "inter_instance_kp_attn": False,
     "keypoint_cross_attn": True, "num_keypoints_per_class": [], "use_grouppose_keypoints": False,
 }  # fmt: skip
@@ -48,7 +50,7 @@ def check_keywords(kind: str, config: ModelConfig, keywords: Mapping[str, Any]) 
     """ConfigError for unknown keywords (lists those there are) and for another architecture; NotSupportedYet for what comes later."""
     side = keywords.get("resolution") or config.size_hw[0]
     network = describe(config, side)
-    allowed = sorted([*USED, *LATER, *network, "trust_checkpoint"])
+    allowed = sorted([*USED, *TRAINING, *LATER, *network, "trust_checkpoint"])
     unknown = sorted(set(keywords) - set(allowed))
     if unknown:
         raise ConfigError(f"{kind}: unknown keyword {', '.join(unknown)}; expected some of {', '.join(allowed)}")

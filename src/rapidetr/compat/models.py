@@ -16,7 +16,8 @@ from rapidetr.checkpoints.download import fetch
 from rapidetr.checkpoints.file import Checkpoint
 from rapidetr.checkpoints.licenses import notice
 from rapidetr.checkpoints.weights import entry_for_filename
-from rapidetr.compat.keywords import LATER, check_keywords, describe
+from rapidetr.compat import scores, training
+from rapidetr.compat.keywords import LATER, TRAINING, check_keywords, describe
 from rapidetr.compat.results import relabel, to_official
 from rapidetr.core.config import variant
 from rapidetr.core.errors import ConfigError, NotSupportedYet
@@ -65,7 +66,9 @@ class RFDETR:
     def from_checkpoint(cls, path: str | os.PathLike[str], *, trust_checkpoint: bool = False, **keywords: Any) -> RFDETR:
         """The class that the file belongs to, whichever class this is called on, at the input size that the file tells."""
         detector = _load(_find(path), keywords, size_hw=keywords.get("resolution"))
-        kind = next(k for k in RFDETR.__subclasses__() if k.size == f"rfdetr-{detector.config.name}")
+        kind = next((k for k in RFDETR.__subclasses__() if k.size == f"rfdetr-{detector.config.name}"), None)
+        if kind is None:
+            raise ConfigError(f"{path}: holds a {detector.config.name}, which is no official model; load it with rapidetr.load")
         check_keywords(kind.__name__, detector.config, keywords)
         model = kind.__new__(kind)
         model._take(detector, {"pretrain_weights": os.fspath(path), **keywords})
@@ -83,6 +86,7 @@ class RFDETR:
             print(f"{type(self).__name__}: {'; '.join(fitted.notes)}", file=sys.stderr)
             self._checkpoint = replace(fitted, state={}, notes=(*detector.notes, *fitted.notes))
             self.detector = self._at(detector.size_hw, fitted.network())
+        self._untrained = self.detector
 
     def _at(self, size_hw: tuple[int, int], network: Any) -> Detector:
         """A detector of this model's settings at another input size or around another network."""
@@ -137,7 +141,8 @@ class RFDETR:
             "pretrain_weights": asked.get("pretrain_weights", config.name),
             "resolution": self.detector.size_hw[0],
         }
-        return SimpleNamespace(**describe(config, self.detector.size_hw[0]), **LATER, **own)
+        trained = {name: asked.get(name, default) for name, default in TRAINING.items()}
+        return SimpleNamespace(**describe(config, self.detector.size_hw[0]), **LATER, **trained, **own)
 
     @property
     def model(self) -> SimpleNamespace:
@@ -145,8 +150,33 @@ class RFDETR:
         inside, device = self.detector.model, torch.device(self.detector.engine.device)
         return SimpleNamespace(model=inside, device=device, resolution=self.detector.size_hw[0], class_names=self.class_names)
 
-    train = _later("train", "use rapidetr.train(data, model=...) of the native API")
-    evaluate = _later("evaluate", "use rapidetr.evaluation.evaluate(model.detector, dataset) of the native API")
+    def train(self, **keywords: Any) -> None:
+        """Fine-tunes on the dataset in `dataset_dir`; then this model has the best weights, and `output_dir` the files.
+
+        Keywords are the official ones (docs/migrate-from-rfdetr.md). Classes follow the dataset; rows of the head are repeated
+        or cut. As officially, a second call starts again from the weights that the model was made with.
+        """
+        name, first = f"{type(self).__name__}.train", self._untrained
+        if self.detector is not first:
+            print(f"{name}: starts again from the first weights; to go on make a model with pretrain_weights=", file=sys.stderr)
+        file = training.train(name, first, self._keywords, keywords)
+        kept = {key: value for key, value in self._keywords.items() if key != "num_classes"}
+        self._take(_load(file, {**kept, "device": keywords.get("device") or first.engine.device}), kept)
+        self._untrained = first
+        if keywords.get("run_test"):
+            self.evaluate(**{key: value for key, value in keywords.items() if key not in ("device", "resolution")})
+
+    def evaluate(self, *, split: str = "test", **keywords: Any) -> dict[str, float]:
+        """Metrics of this model on a split, "test" or "val", of the dataset in `dataset_dir`, such as "test/mAP_50_95"; a table is printed.
+
+        Keywords are those of `train`; `resolution` counts for this call.
+        """
+        side, device = keywords.get("resolution"), keywords.get("device")
+        if device is not None and torch.device(device) != torch.device(self.detector.engine.device):
+            raise ConfigError(f"device is {device!r}; this model is on {self.detector.engine.device}: make it with device={device!r}")
+        detector = self.detector if side is None else self._at((side, side), self.detector.model)
+        return scores.evaluate(f"{type(self).__name__}.evaluate", detector, split, keywords)
+
     export = _later("export", "exporting comes later; .detector.save('mine.safetensors') keeps the weights")
     inference = _later("inference", "faster engines come later; predict() needs no preparation, leave the call out")
     optimize_for_inference = _later(

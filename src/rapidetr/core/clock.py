@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 STAGES = ("read", "decode", "prepare", "transfer", "run", "select", "masks")
 
@@ -15,6 +16,7 @@ class StageClock:
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self.now = now
         self.seconds: dict[str, float] = {}
+        self._lock = Lock()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -22,7 +24,9 @@ class StageClock:
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + self.now() - began
+            seconds = self.now() - began
+            with self._lock:  # prefetching threads share the clock of their caller
+                self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     def milliseconds(self) -> dict[str, float]:
         return {name: 1000 * s for name, s in self.seconds.items()}

@@ -131,6 +131,10 @@ _COMMON: dict[str, Any] = {
 _SEGMENT: dict[str, Any] = {"patch_size": 12, "segmentation": True}
 _BIG: dict[str, Any] = {"vit_width": 768, "vit_heads": 12, "vit_mlp": 3072}
 _XL: dict[str, Any] = {**_BIG, "patch_size": 20, "width": 512, "self_heads": 16, "cross_heads": 32, "points": 4, "class_rows": 366}
+_PICO: dict[str, Any] = {
+    "vit_width": 192, "vit_depth": 6, "vit_mlp": 768, "stages": (1, 3, 5, 6), "width": 128, "self_heads": 4, "cross_heads": 8,
+    "decoder_ffn": 512, "queries": 50, "groups": 5, "class_rows": 9,
+}  # fmt: skip
 _2025: dict[str, Any] = {"patch_size": 14, "windows": 4, "stages": (2, 5, 8, 11)}
 
 
@@ -142,6 +146,7 @@ def _variant(name: str, side: int, position_grid: int, decoder_layers: int, **ot
 # fmt: off
 VARIANTS: dict[str, ModelConfig] = {v.name: v for v in (
     #         name               side grid layers
+    _variant("pico",              288, 18, 2, **_PICO),
     _variant("nano",              384, 24, 2),
     _variant("small",             512, 32, 3),
     _variant("medium",            576, 36, 4),
@@ -150,6 +155,7 @@ VARIANTS: dict[str, ModelConfig] = {v.name: v for v in (
     _variant("large-deprecated",  560, 37, 3, **_2025, **_BIG, width=384, self_heads=12, cross_heads=24, points=4, levels=("P3", "P5")),
     _variant("xlarge",            700, 35, 5, **_XL, windows=1),
     _variant("2xlarge",           880, 44, 5, **_XL),
+    _variant("seg-pico",          288, 18, 2, **_PICO, segmentation=True),
     _variant("seg-preview",       432, 36, 4, **_SEGMENT, queries=200),
     _variant("seg-nano",          312, 26, 4, **_SEGMENT, queries=100, windows=1),
     _variant("seg-small",         384, 32, 4, **_SEGMENT, queries=100),

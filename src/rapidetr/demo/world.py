@@ -75,8 +75,8 @@ def render_scene(seed: int, *, size_hw: tuple[int, int] = (224, 224), variation:
     world = variation or WORLD
     rng = Generator(PCG64(seed))
     table = Table(rng, size_hw, world)
-    if rng.random() < 1 / 3:
-        for _ in range(int(rng.integers(1, 7))):
+    if rng.random() < 0.25:
+        for _ in range(int(rng.integers(1, 4))):
             table.lay(CLUTTER, None)
     for _ in range(int(rng.integers(1, MAX_THINGS + 1))):
         class_id = int(rng.integers(len(world.classes)))
@@ -106,7 +106,7 @@ class Table:
         """Draws a thing and lays it down where the rules of covering allow it; without such a place it is left out."""
         rng = self.rng
         low, high = SIDE
-        side_px = self.short * (low + (high - low) * rng.random() ** 1.2)
+        side_px = self.short * (low + (high - low) * rng.random() ** 0.8)
         sprite = paint(thing.draw(rng), projection(rng, thing.turn), side_px, self.colors)
         solid = sprite[..., 3] >= 128
         cover = bool(self.places) and rng.random() < COVER_CHANCE

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -40,27 +41,73 @@ def evaluate(
     published figures were measured with "evaluate". `progress(done, total)` is called after every batch. Classes meet by
     name. ImageError for a picture that cannot be read, DatasetError where no class is known to both.
     """
+    _check_max_dets(max_dets)
+    share = find(detector, dataset, batch_size=batch_size, resize=resize, progress=progress)
+    return score_shares(dataset, [share], max_dets=max_dets, threshold=threshold)
+
+
+@dataclass(frozen=True, eq=False)
+class Share:
+    """What a detector found in some pictures of a dataset, small enough to travel between processes.
+
+    `found.images` count in the whole dataset · truth_rles: of each of these pictures the masks of its annotated objects, which
+    need the decoded size; None without masks · notes on classes that only one side knows.
+    """
+
+    found: Found
+    truth_rles: dict[int, list[dict[str, Any]]] | None
+    notes: tuple[str, ...]
+
+
+def find(
+    detector: Detector,
+    dataset: Dataset,
+    *,
+    rank: int = 0,
+    ranks: int = 1,
+    batch_size: int = 8,
+    resize: str = "evaluate",
+    progress: Callable[[int, int], None] | None = None,
+) -> Share:
+    """What the detector says about every `ranks`-th batch from number `rank` on; options and errors as for `evaluate`.
+
+    Whole batches, because the same picture in another batch may be rounded differently: however many ranks there are, the shares
+    together hold the same numbers.
+    """
     if resize not in ("evaluate", "predict"):
         raise ConfigError(f"resize is {resize!r}; expected 'evaluate' or 'predict'")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size}; expected at least 1")
     load_library()  # before hours of predicting
-    _check_max_dets(max_dets)
     if not dataset.images:
         raise DatasetError(f"the {dataset.split} split of {dataset.root} has no pictures; there is nothing to evaluate")
     class_of, notes = match_classes(detector.labels, dataset.labels)
     with_masks = detector.config.segmentation and dataset.has_outlines
-    parts, rles = [], []
-    for i, detections in enumerate(_predict(detector, dataset, resize, batch_size, progress)):
+    mine = [i for i in range(len(dataset)) if i // batch_size % ranks == rank]
+    parts = [_as_found(0, Detections.empty(detector.labels), class_of, False)]  # for a rank without pictures
+    rles: dict[int, list[dict[str, Any]]] = {}
+    for i, detections in zip(mine, _predict(detector, [dataset.images[i].path for i in mine], resize, batch_size, progress), strict=True):
         parts.append(_as_found(i, detections, class_of, with_masks))
         if with_masks:
-            rles += dataset.images[i].masks(detections.image_hw).rle()
-    truths = _as_truths(dataset.images, dataset.labels, rles if with_masks else None)
-    return score(truths, _concatenate(parts, with_masks), max_dets=max_dets, threshold=threshold, notes=notes)
+            rles[i] = dataset.images[i].masks(detections.image_hw).rle()
+    return Share(_concatenate(parts, with_masks), rles if with_masks else None, notes)
+
+
+def score_shares(dataset: Dataset, shares: Sequence[Share], *, max_dets: int = 100, threshold: float | None = None) -> Evaluation:
+    """The evaluation of all pictures from the shares of all ranks, in any order."""
+    rles = None
+    if all(share.truth_rles is not None for share in shares):
+        of_image = {i: found for share in shares for i, found in (share.truth_rles or {}).items()}
+        rles = [rle for i in range(len(dataset)) for rle in of_image[i]]
+    found = _concatenate([share.found for share in shares], rles is not None)
+    found = found.rows(np.argsort(found.images, kind="stable"))  # as one rank finds them: equal scores count in this order
+    return score(as_truths(dataset.images, dataset.labels, rles), found, max_dets=max_dets, threshold=threshold, notes=shares[0].notes)
 
 
 def _predict(
-    detector: Detector, dataset: Dataset, resize: str, batch_size: int, progress: Callable[[int, int], None] | None
+    detector: Detector, paths: Sequence[str], resize: str, batch_size: int, progress: Callable[[int, int], None] | None
 ) -> Iterator[Detections]:
-    paths, done = [record.path for record in dataset.images], 0
+    done = 0
     batches = detector.predict_iter(paths, threshold=0.0, purpose=resize, batch_size=batch_size, prefetch=2, on_error="raise")
     for batch in batches:
         yield from batch
@@ -102,7 +149,7 @@ def _concatenate(parts: Sequence[Found], masks: bool) -> Found:
     return Found(**columns, rles=list(chain.from_iterable(p.rles or () for p in parts)) if masks else None)
 
 
-def _as_truths(records: Sequence[ImageRecord], labels: LabelSpace, rles: Rles) -> Truths:
+def as_truths(records: Sequence[ImageRecord], labels: LabelSpace, rles: Rles) -> Truths:
     images = np.repeat(np.arange(len(records)), [len(r) for r in records])
     columns: dict[str, Any] = {
         n: np.concatenate([getattr(r, n) for r in records]) for n in ("class_ids", "boxes_xyxy_px", "crowd", "areas")

@@ -64,7 +64,10 @@ class Found:
         group = np.stack([self.images[order], self.class_ids[order]])
         first = np.flatnonzero(np.r_[True, (group[:, 1:] != group[:, :-1]).any(0)][: len(order)])
         rank = np.arange(len(order)) - np.repeat(first, np.diff(first, append=len(order)))
-        keep = np.sort(order[rank < max_dets])
+        return self.rows(np.sort(order[rank < max_dets]))
+
+    def rows(self, keep: np.ndarray) -> Found:
+        """Those at the indices `keep`, in that order."""
         rles = None if self.rles is None else [self.rles[i] for i in keep]
         return Found(self.images[keep], self.class_ids[keep], self.boxes_xyxy_px[keep], self.scores[keep], rles)
 

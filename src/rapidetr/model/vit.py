@@ -48,9 +48,14 @@ class Block(nn.Module):
         self.down = nn.Linear(mlp, width)
         self.scale2 = nn.Parameter(torch.ones(width))
 
-    def forward(self, x_BND: Tensor) -> Tensor:
-        x_BND = torch.addcmul(x_BND, self.attention(self.norm1(x_BND)), self.scale1)
-        return torch.addcmul(x_BND, self.down(gelu(self.up(self.norm2(x_BND)))), self.scale2)
+    def forward(self, x_BND: Tensor, branches_2B11: Tensor | None = None) -> Tensor:
+        """`branches_2B11`: what attention and MLP are multiplied with in each row, for drop path."""
+        scale1: Tensor = self.scale1
+        scale2: Tensor = self.scale2
+        if branches_2B11 is not None:
+            scale1, scale2 = scale1 * branches_2B11[0], scale2 * branches_2B11[1]
+        x_BND = torch.addcmul(x_BND, self.attention(self.norm1(x_BND)), scale1)
+        return torch.addcmul(x_BND, self.down(gelu(self.up(self.norm2(x_BND)))), scale2)
 
 
 class Vit(nn.Module):
@@ -63,6 +68,7 @@ class Vit(nn.Module):
         self.stages, self.global_blocks = config.stages, frozenset(config.global_blocks)
         self.position_grid = config.position_grid
         self.checkpointing = False  # recompute blocks in the backward pass: less memory, more time
+        self.drop_path = 0.0  # how often the last block is skipped in training; earlier ones linearly less
         self.patch = nn.Conv2d(config.in_channels, D, p, stride=p)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, D))
         # part of every official file, used by nothing
@@ -82,15 +88,25 @@ class Vit(nn.Module):
         for i, block in enumerate(self.blocks[: self.stages[-1]]):
             shape = x_BND.shape
             x_BND = x_BND.view(B, -1, shape[-1]) if i in self.global_blocks else x_BND
+            branches = self._draw_branches(i, B, x_BND) if self.training and self.drop_path else None
             if self.checkpointing and torch.is_grad_enabled():
-                x_BND = checkpoint(block, x_BND, use_reentrant=False)
+                x_BND = checkpoint(block, x_BND, branches, use_reentrant=False)
             else:
-                x_BND = block(x_BND)
+                x_BND = block(x_BND, branches)
             x_BND = x_BND.view(shape)
             if i + 1 in self.stages:
                 tokens = self.norm(x_BND[:, extra:])
                 features.append(merge(tokens, self.windows, grid_hw).permute(0, 3, 1, 2))
         return features
+
+    def _draw_branches(self, block: int, pictures: int, x_BND: Tensor) -> Tensor:
+        """Stochastic depth (Huang et al., ECCV 2016): 0 for pictures that skip a branch, 1 / (1 - rate) for the others, [2, B, 1, 1].
+
+        All windows of a picture share its draw.
+        """
+        rate = self.drop_path * block / max(1, len(self.blocks) - 1)
+        kept = torch.rand(2, pictures, 1, 1, device=x_BND.device) >= rate
+        return (kept / (1 - rate)).repeat_interleave(len(x_BND) // pictures, dim=1)
 
     def _embed(self, images_BCHW: Tensor, grid_hw: tuple[int, int]) -> Tensor:
         """Patches with positions, cut into windows, class token (and registers) in front of each."""

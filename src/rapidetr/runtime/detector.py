@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -17,7 +17,7 @@ from rapidetr.core.config import ModelConfig
 from rapidetr.core.detections import Detections
 from rapidetr.core.errors import ConfigError, ImageError, NotSupportedYet
 from rapidetr.core.labels import LabelSpace
-from rapidetr.core.outputs import Geometry
+from rapidetr.core.outputs import Batch, Geometry
 from rapidetr.core.preprocessing import Preprocessing
 from rapidetr.pixels.decode import ImageLimits, Picture, load_picture
 from rapidetr.pixels.select import select
@@ -147,10 +147,10 @@ class Detector:
         on_error: str = "report",
         **options: Unpack[PredictOptions],
     ) -> Iterator[list[Detections]]:
-        """Lists of Detections, `batch_size` pictures at a time, holding no more than that (plus `prefetch` decoded ahead).
+        """Lists of Detections, `batch_size` pictures at a time, holding no more than that (plus `prefetch` loaded ahead).
 
         `on_error="report"` gives a picture that cannot be used an empty Detections with `error` set; "raise" raises.
-        `prefetch` threads read and decode the next pictures while the network runs.
+        `prefetch` threads read, decode and (for a CPU) prepare the next pictures while the network runs.
         """
         if batch_size < 1 or prefetch < 0 or on_error not in ("report", "raise"):
             raise ConfigError(
@@ -165,31 +165,35 @@ class Detector:
     def _batches(
         self, images: Iterable[Any], options: _Options, batch_size: int, prefetch: int, on_error: str
     ) -> Iterator[list[Detections]]:
-        pictures = _load_ahead(images, options, prefetch, on_error)
-        while batch := list(islice(pictures, batch_size)):
-            good = [p for p in batch if isinstance(p, Picture)]
-            found = iter(self.detect(good, options) if good else [])
-            yield [next(found) if isinstance(p, Picture) else self._failed(p) for p in batch]
+        # an engine on a device prepares there, in the order of its runs
+        prepare = self._prepare if prefetch and options.tile is None and self.engine.device == "cpu" else None
+        loaded = _load_ahead(images, options, prefetch, on_error, prepare)
+        while batch := list(islice(loaded, batch_size)):
+            good = [p for p in batch if isinstance(p, _Loaded)]
+            prepared = [p.batch for p in good if p.batch is not None]
+            found = iter(self.detect([p.picture for p in good], options, prepared) if good else [])
+            yield [next(found) if isinstance(p, _Loaded) else self._failed(p) for p in batch]
 
     def _failed(self, problem: _Problem) -> Detections:
         return Detections.empty(self.labels, source=problem.source, error=problem.message)
 
-    def detect(self, pictures: Sequence[Picture], options: _Options) -> list[Detections]:
-        """Decoded pictures to detections; every way to predict ends here."""
+    def detect(self, pictures: Sequence[Picture], options: _Options, prepared: Sequence[Batch] = ()) -> list[Detections]:
+        """Decoded pictures to detections; every way to predict ends here. `prepared`: what `_prepare` made of each, if it did."""
         clock = options.clock or StageClock()
         if options.tile is None:
-            found = self._forward([p.pixels for p in pictures], None, options, clock)
+            batch = _joined(prepared, clock) if prepared else self._prepare([p.pixels for p in pictures], None, options, clock)
+            found = self._forward(batch, options, clock)
         else:
             found = [self._tiled(p.pixels, options, clock) for p in pictures]
         times = clock.milliseconds()
         return [replace(d, source=p.source, times_ms=times) for d, p in zip(found, pictures, strict=True)]
 
-    def _forward(
-        self, arrays: Sequence[np.ndarray], geometries: Sequence[Geometry] | None, options: _Options, clock: StageClock
-    ) -> list[Detections]:
+    def _prepare(self, arrays: Sequence[np.ndarray], geometries: Sequence[Geometry] | None, options: _Options, clock: StageClock) -> Batch:
         resize = self.preprocessing.predict_filter if options.purpose == "predict" else self.preprocessing.evaluate_filter
         with clock.stage("prepare"):
-            batch = self.engine.prepare(arrays, self.preprocessing, resize, geometries)
+            return self.engine.prepare(arrays, self.preprocessing, resize, geometries)
+
+    def _forward(self, batch: Batch, options: _Options, clock: StageClock) -> list[Detections]:
         raw = self.engine.run(batch.pixels, clock)
         return select(
             raw,
@@ -201,14 +205,14 @@ class Detector:
             nms=options.nms,
             one_label_per_query=options.one_label_per_query,
             include_unnamed=options.include_unnamed,
-            resize_filter=resize,
+            resize_filter=batch.filter,
             clock=clock,
         )
 
     def _tiled(self, pixels: np.ndarray, options: _Options, clock: StageClock) -> Detections:
         tile = options.tile if isinstance(options.tile, tuple) else (options.tile, options.tile)
         views = cut(pixels, tile, options.overlap)  # type: ignore[arg-type]
-        parts = [self._forward([view], [where], options, clock)[0] for view, where in views]
+        parts = [self._forward(self._prepare([view], [where], options, clock), options, clock)[0] for view, where in views]
         with clock.stage("select"):
             return merge(parts, [where for _, where in views])
 
@@ -231,6 +235,18 @@ class _Problem:
     message: str
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    picture: Picture
+    batch: Batch | None  # of this picture alone, where it was prepared ahead
+
+
+def _joined(batches: Sequence[Batch], clock: StageClock) -> Batch:
+    with clock.stage("prepare"):
+        pixels = np.concatenate([b.pixels for b in batches]) if len(batches) > 1 else batches[0].pixels
+        return Batch(pixels, tuple(g for b in batches for g in b.geometries), batches[0].filter)
+
+
 def _as_list(images: Any) -> Iterable[Any]:
     """One picture as a list of one; iterables as they are; arrays of four dimensions picture by picture."""
     if isinstance(images, str | bytes | Path | Picture) or (hasattr(images, "shape") and len(images.shape) < 4):
@@ -240,14 +256,17 @@ def _as_list(images: Any) -> Iterable[Any]:
     return images
 
 
-def _load_ahead(images: Iterable[Any], options: _Options, prefetch: int, on_error: str) -> Iterator[Picture | _Problem]:
-    def load(source: Any) -> Picture | _Problem:
+def _load_ahead(
+    images: Iterable[Any], options: _Options, prefetch: int, on_error: str, prepare: Callable[..., Batch] | None
+) -> Iterator[_Loaded | _Problem]:
+    def load(source: Any) -> _Loaded | _Problem:
         try:
-            return load_picture(source, options.limits, options.clock)
+            picture = load_picture(source, options.limits, options.clock)
         except ImageError as problem:
             if on_error == "raise":
                 raise
             return _Problem(str(source) if isinstance(source, str | Path) else None, str(problem))
+        return _Loaded(picture, prepare and prepare([picture.pixels], None, options, options.clock or StageClock()))
 
     if prefetch == 0:
         yield from map(load, images)

@@ -11,7 +11,7 @@ import torch
 from rapidetr.checkpoints.download import fetch
 from rapidetr.checkpoints.file import Checkpoint, open_checkpoint
 from rapidetr.checkpoints.licenses import notice, require_license
-from rapidetr.checkpoints.weights import entry_for
+from rapidetr.checkpoints.weights import bundled_file, entry_for
 from rapidetr.core.config import VARIANTS, variant
 from rapidetr.core.errors import CheckpointMissing, ConfigError, NotSupportedYet
 from rapidetr.core.labels import LabelSpace
@@ -36,14 +36,16 @@ def load(
     queries: int | None = None,
     accept_license: str | None = None,
     seed: int | None = None,
+    strict_lock: bool | str | Path = False,
 ) -> Detector:
-    """A Detector from a model name ("nano": official weights, downloaded once and verified), any checkpoint file, or the folder
-    of a training run (its best weights).
+    """A Detector from a model name ("nano": official weights, downloaded once and verified; "pico": weights in the package), any
+    checkpoint file, or the folder of a training run (its best weights).
 
     `model` names the variant where a file does not tell. `weights="random"` starts fresh (COCO classes), reproducibly with
     `seed`. `device` is auto, cpu, cuda, cuda:1 or mps. `threads` sets torch's CPU threads for this process. `dtype` is float32
     (default), bfloat16 or float16. `size_hw` (height, width) must be multiples of patch x windows. The decoder can stop after
-    `decoder_layers` and use fewer `queries` without retraining: faster, a little less accurate.
+    `decoder_layers` and use fewer `queries` without retraining: faster, a little less accurate. `strict_lock` refuses with a
+    ConfigError where machine, installation or weights have drifted from a lock: its path, or True for lock.json beside the weights.
     Raises CheckpointError and its kinds, DownloadError, LicenseRefused (weights under PML-1.0 need
     accept_license="PML-1.0"), ConfigError.
     """
@@ -53,12 +55,16 @@ def load(
         if threads < 1:
             raise ConfigError(f"threads is {threads}; expected at least 1")
         torch.set_num_threads(threads)
+    device = pick_device(device)
+    if strict_lock:
+        from rapidetr.runtime.lock import require_lock
+
+        require_lock(strict_lock, source, device)
     checkpoint = _random(str(source), seed) if weights == "random" else _pretrained(source, model, accept_license)
     network = checkpoint.network()
     # feature maps are channels last; kernels in the same order need no conversion at every call
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     size = (size_hw, size_hw) if isinstance(size_hw, int) else size_hw
-    device = pick_device(device)
     engine = TorchEngine(network, device=device, dtype=dtype, size_hw=size, decoder_layers=decoder_layers, queries=queries)
     return Detector(engine, checkpoint)
 
@@ -103,6 +109,9 @@ def _pretrained(source: str | Path, model: str | None, accept_license: str | Non
         raise CheckpointMissing(f"{source}: neither a file nor a model name; models: {', '.join(VARIANTS)}") from None
     entry = entry_for(config.name)
     require_license(config.name, entry.license, accept_license)
+    if entry.bundled:
+        with bundled_file(entry) as file:
+            return replace(open_checkpoint(file, model=config.name), license=entry.license)
     print(notice(entry), file=sys.stderr)
     checkpoint = open_checkpoint(fetch(entry), model=config.name)
     return replace(checkpoint, license=entry.license, provenance={**checkpoint.provenance, "url": entry.url, "md5": entry.md5})

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from rapidetr.core.errors import ConfigError
 
-PATIENCE = timedelta(hours=3)  # the others wait while the first process evaluates
+PATIENCE = timedelta(hours=3)  # the others wait while the first process scores and writes
 
 
 class World:
@@ -28,7 +28,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether this process evaluates, writes and prints."""
+        """Whether this process scores, writes and prints."""
         return self.rank == 0
 
     def check(self, batch_size: int) -> None:
@@ -71,6 +71,14 @@ class World:
         found: list[Any] = [None] * self.size
         distributed.all_gather_object(found, value)
         return found
+
+    def to_first(self, value: Any) -> list[Any]:
+        """The values of all processes, in order, for the first process; [] for the others."""
+        if self.size == 1:
+            return [value]
+        found = [None] * self.size if self.first else None
+        distributed.gather_object(value, found)
+        return found or []
 
     def join_names(self, names: Sequence[str]) -> tuple[str, ...]:
         return tuple(name for part in self.gather(tuple(names)) for name in part)

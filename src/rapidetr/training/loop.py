@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -22,18 +22,29 @@ from rapidetr.core.errors import RapidetrError
 from rapidetr.data.batches import Loader
 from rapidetr.data.records import Dataset
 from rapidetr.data.sampling import multi_scale_sizes, size_of_step
-from rapidetr.evaluation.evaluate import evaluate
+from rapidetr.evaluation.evaluate import find, score_shares
 from rapidetr.model.rfdetr import RfDetr
 from rapidetr.runtime.detector import Detector
 from rapidetr.training.distributed import World
 from rapidetr.training.recipe import Recipe
-from rapidetr.training.records import describe_score, write_metrics
+from rapidetr.training.records import describe_score, epoch_head, epoch_line, write_metrics
+from rapidetr.training.reporter import Reporter
 from rapidetr.training.schedule import rate_factor
 from rapidetr.training.stages import Stage, parse_stages, table
 from rapidetr.training.state import Progress, load_state, save_state
 from rapidetr.training.step import Learner, Outcome
 
 ASK_EVERY = 20  # steps between two looks at the clock where several processes must agree
+
+
+class Place(NamedTuple):
+    """Where a run is after a step: `done` of `total` pictures of an epoch, counted from 0, and the loss of that step."""
+
+    epoch: int
+    epochs: int
+    done: int
+    total: int
+    loss: float
 
 
 @dataclass
@@ -48,6 +59,8 @@ class Course:
     world: World
     device: str
     say: Callable[[str], None]
+    reporter: Reporter  # does nothing except in the first process
+    on_step: Callable[[Place], None] | None = None  # as well
     save_minutes: float = 10.0
     say_seconds: float = 60.0
     now: Callable[[], float] = time.monotonic
@@ -83,7 +96,8 @@ def fit(course: Course) -> Progress:
     else:
         progress = Progress(baseline=score(course, network, "baseline"))
         save(course, learner, progress)
-    for line in table(course.stages, network):
+    course.reporter.begin(progress)
+    for line in (*table(course.stages, network), epoch_head(network.config.segmentation)):
         course.say(line)
     for stage in course.stages:
         if stage.stop <= progress.epoch or progress.stopped:
@@ -93,6 +107,7 @@ def fit(course: Course) -> Progress:
             learn_one_epoch(course, learner, progress, stage)
             finish_epoch(course, learner, progress)
             save(course, learner, progress)
+            course.reporter.epoch(progress)
     return progress
 
 
@@ -102,13 +117,18 @@ def learn_one_epoch(course: Course, learner: Learner, progress: Progress, stage:
     batches = course.loader.epoch(progress.epoch, progress.window * recipe.accumulate)
     began = saved = told = course.now()
     while window := list(islice(batches, recipe.accumulate)):
+        course.reporter.batch(progress.step, window)
         size_hw = size_of_step(progress.step, course.sizes)
         factor = rate_factor(recipe, progress.step, per_epoch, course.epochs * per_epoch) * stage.factor
         outcome = learner.step([learner.fetch(batch).resized(size_hw) for batch in window], factor)
         note_step(course, progress, outcome)
         now = course.now()
         progress.seconds, began = progress.seconds + now - began, now
-        if course.say_seconds and now - told > course.say_seconds:
+        if course.on_step is not None:
+            images = recipe.batch_size * recipe.accumulate
+            place = Place(progress.epoch, course.epochs, progress.window * images, per_epoch * images, float(outcome.losses[0]))
+            course.on_step(place)
+        elif course.say_seconds and now - told > course.say_seconds:
             told = now
             course.say(f"  epoch {progress.epoch}: step {progress.window} of {per_epoch}, loss {outcome.losses[0]:.3f}")
         if progress.window < per_epoch and time_to_save(course, progress, now - saved):
@@ -155,7 +175,7 @@ def finish_epoch(course: Course, learner: Learner, progress: Progress) -> None:
         judge(course, progress, networks, scores)
     progress.history.append(record)
     progress.epoch, progress.window, progress.totals, progress.counted = epoch + 1, 0, None, 0
-    course.say(describe_epoch(record, course.epochs, progress.judge.best))
+    course.say(epoch_line(record, course.epochs, progress.judge.best, course.start.config.segmentation))
 
 
 def mean_losses(course: Course, learner: Learner, progress: Progress) -> dict[str, float]:
@@ -174,13 +194,17 @@ def networks_to_score(learner: Learner, recipe: Recipe) -> dict[str, RfDetr]:
 
 
 def score(course: Course, network: RfDetr, what: str) -> dict[str, Any]:
-    """AP and its kin of the network as a detector, found by the first process and told to the others; {} without a dataset."""
+    """AP and its kin of the network as a detector: every process predicts its share, the first scores them all and tells the others;
+    {} without a dataset."""
+    if course.valid is None:
+        return {}
+    start, world = course.start, course.world
+    detector = Detector.from_module(network, start.labels, preprocessing=start.preprocessing, device=course.device)
+    shares = world.to_first(find(detector, course.valid, rank=world.rank, ranks=world.size))
     found: dict[str, Any] = {}
-    if course.valid is not None and course.world.first:
-        start = course.start
-        detector = Detector.from_module(network, start.labels, preprocessing=start.preprocessing, device=course.device)
-        found = describe_score(evaluate(detector, course.valid, max_dets=course.recipe.max_dets), start.config.segmentation)
-    return course.world.from_first(found)
+    if world.first:
+        found = describe_score(score_shares(course.valid, shares, max_dets=course.recipe.max_dets), start.config.segmentation)
+    return world.from_first(found)
 
 
 def judge(course: Course, progress: Progress, networks: dict[str, RfDetr], scores: dict[str, dict[str, Any]]) -> None:
@@ -206,12 +230,6 @@ def save(course: Course, learner: Learner, progress: Progress) -> None:
     save_state(course.state_file, learner, progress)
     if course.world.first:
         write_metrics(course.folder, progress.history)
-
-
-def describe_epoch(record: dict[str, Any], epochs: int, best: dict[str, Any]) -> str:
-    scores = "  ".join(f"{kind} AP {record[kind]['AP']:.3f}" for kind in ("raw", "ema") if record.get(kind))
-    mark = f"  best {best['AP']:.3f} (epoch {best['epoch']})" if scores else ""
-    return f"epoch {record['epoch'] + 1}/{epochs}  loss {record.get('loss', float('nan')):.3f}  {scores}{mark}  {record['seconds']:.0f} s"
 
 
 def seed_everything(seed: int) -> None:

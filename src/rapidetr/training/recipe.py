@@ -52,6 +52,7 @@ class Recipe:
     component_decay: float = _told(0.7, "factor of the decoder's rate; squared, of the encoder's")
     weight_decay: float = _told(1e-4, "weight decay")
     clip: float = _told(0.1, "largest norm of the gradient; 0: any")
+    drop_path: float = _told(0.0, "how often training skips the encoder's last block; earlier ones less")
     # schedule
     schedule: str = _told("step", "step or cosine")
     warmup_epochs: float = _told(0.0, "epochs in which the rate rises from 0")
@@ -116,8 +117,8 @@ _CHOICES = {
 }
 _BOUNDS = {
     "groups": (1, 1000), "epochs": (1, 1e6), "batch_size": (1, 1e6), "accumulate": (1, 1e6), "lr": (0, 1e3), "lr_encoder": (0, 1e3),
-    "layer_decay": (0, 1), "component_decay": (0, 1), "weight_decay": (0, 1e3), "clip": (0, 1e9), "warmup_epochs": (0, 1e6),
-    "lr_drop": (0, 1e9), "min_factor": (0, 1), "ema_decay": (0, 1), "ema_tau": (0, 1e9), "balance": (0, 1),
+    "layer_decay": (0, 1), "component_decay": (0, 1), "weight_decay": (0, 1e3), "clip": (0, 1e9), "drop_path": (0, 0.9),
+    "warmup_epochs": (0, 1e6), "lr_drop": (0, 1e9), "min_factor": (0, 1), "ema_decay": (0, 1), "ema_tau": (0, 1e9), "balance": (0, 1),
     "evaluate_every": (1, 1e6), "max_dets": (10, 10_000), "patience": (0, 1e6), "min_gain": (0, 1), "max_skipped": (0, 1e9),
 }  # fmt: skip
 

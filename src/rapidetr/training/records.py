@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,22 @@ def describe_score(found: Evaluation, masks: bool) -> dict[str, Any]:
 
 def _plain(value: float) -> float | None:
     return None if math.isnan(value) else float(value)
+
+
+def epoch_head(masks: bool) -> str:
+    """The names above the lines of `epoch_line`."""
+    parts = ("loss", "cls", "box", "giou", *(("mask", "dice") if masks else ()), "AP raw", "AP ema", "best")
+    return f"{'epoch':>9}" + "".join(f"{part:>9}" for part in parts) + f"{'time':>10}"
+
+
+def epoch_line(record: dict[str, Any], epochs: int, best: dict[str, Any], masks: bool) -> str:
+    """One epoch's losses (those of the last decoder layer, before their weights), scores, and the best so far; * marks a new best."""
+    losses = ("loss", "loss_ce", "loss_bbox", "loss_giou", *(("loss_mask_ce", "loss_mask_dice") if masks else ()))
+    values = [record.get(name) for name in losses] + [(record.get(kind) or {}).get("AP") for kind in ("raw", "ema")]
+    shown = "".join(f"{'-' if value is None else f'{value:.3f}':>9}" for value in values)
+    mark = "*" if best.get("epoch") == record["epoch"] else " "
+    best_AP = f"{best['AP']:.3f}{mark}" if values[-1] is not None or values[-2] is not None else "- "
+    return f"{record['epoch'] + 1:>4}/{epochs:<4}{shown}{best_AP:>9}{timedelta(seconds=round(record['seconds']))!s:>10}"
 
 
 def deltas(baseline: dict[str, Any], best: dict[str, Any]) -> dict[str, Any]:

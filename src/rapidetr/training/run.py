@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import rapidetr
-from rapidetr.checkpoints.file import open_checkpoint, save_checkpoint
+from rapidetr.checkpoints.file import Checkpoint, open_checkpoint, save_checkpoint
+from rapidetr.checkpoints.licenses import require_license
 from rapidetr.core.errors import ConfigError, DatasetError
 from rapidetr.core.labels import LabelSpace
 from rapidetr.data.batches import Loader
@@ -26,9 +27,11 @@ from rapidetr.data.sources import Items
 from rapidetr.runtime.detector import Detector
 from rapidetr.runtime.load import load, pick_device
 from rapidetr.training.distributed import World, join
-from rapidetr.training.loop import Course, fit, input_sizes, state_file
+from rapidetr.training.loggers import check_loggers
+from rapidetr.training.loop import Course, Place, fit, input_sizes, state_file
 from rapidetr.training.recipe import Recipe, differences
 from rapidetr.training.records import deltas, write_json
+from rapidetr.training.reporter import Reporter
 from rapidetr.training.start import Model, describe_model, make_start
 from rapidetr.training.state import Progress
 
@@ -39,10 +42,11 @@ class Run:
 
     folder: Path
     record: dict[str, Any]
+    accept_license: str | None = None
 
     @cached_property
     def best(self) -> Detector:
-        return load(self.folder / "best.safetensors")
+        return load(self.folder / "best.safetensors", accept_license=self.accept_license)
 
 
 def train(
@@ -58,7 +62,12 @@ def train(
     cache_bytes: int = 0,
     save_minutes: float = 10.0,
     fresh: bool = False,
+    class_rows: str = "by-name",
+    accept_license: str | None = None,
+    loggers: str | Iterable[str] = (),
+    report: bool = True,
     say: Callable[[str], None] = print,
+    on_step: Callable[[Place], None] | None = None,
     now: Callable[[], float] = time.monotonic,
     **recipe: Any,
 ) -> Run:
@@ -68,10 +77,14 @@ def train(
     torch dataset together with `labels` (data/sources.py says what its items are); `valid` is what to score in the last two
     cases. `model`: a name, a checkpoint file, a Detector, or with weights="random" also a ModelConfig. The same `out` and
     recipe go on where they were stopped; ConfigError for another recipe. `fresh` starts anew and keeps the old folder as
-    out.bak-1, -2, ... `workers` make batches ahead; `save_minutes` bounds the work that a crash can lose. Started by torchrun,
-    all processes train one model together.
+    out.bak-1, -2, ... `workers` make batches ahead; `save_minutes` bounds the work that a crash can lose. `class_rows` says how
+    the head is made for the dataset's classes (training/start.py). Weights under PML-1.0 need accept_license="PML-1.0". Started
+    by torchrun, all processes train one model together.
+
+    `loggers`: of tensorboard, wandb and mlflow. `report` draws batches, curves and report.html. `say` gets lines for people,
+    `on_step` the Place after every step.
     """
-    chosen = Recipe.from_dict(recipe)
+    chosen, kinds = Recipe.from_dict(recipe), check_loggers(loggers)
     folder = Path(out)
     if threads is not None:
         torch.set_num_threads(threads)
@@ -86,16 +99,27 @@ def train(
             done = _finished(folder)
             if done is not None:
                 quiet(f"{folder}: this run is finished ({_summary(done)}); fresh=True starts anew")
-                return Run(folder, done)
-            course = _prepare(chosen, model, parts, folder, world, place, workers, cache_bytes, quiet)
+                return Run(folder, done, accept_license)
+            if world.first:
+                _keep_start(folder / "baseline.safetensors", model, parts.labels, chosen, class_rows, accept_license, quiet)
+            world.from_first(None)  # the baseline is written
+            start = open_checkpoint(folder / "baseline.safetensors")
+            require_license(str(folder), start.license, accept_license)
+            reporter = Reporter(folder, start, plan, quiet, report and world.first, kinds if world.first else ())
+            course = _prepare(chosen, start, parts, folder, world, place, workers, cache_bytes, quiet, reporter)
             course.save_minutes, course.now = save_minutes, now
-            progress = fit(course)
+            course.on_step = on_step if world.first else None
+            try:
+                progress = fit(course)
+            finally:
+                reporter.close()
             record = _describe(course, progress, plan)
+            reporter.end(record, parts.valid, partial(load, folder / "best.safetensors", device=place, accept_license=accept_license))
             if world.first:
                 write_json(folder / "record.json", record)
             quiet(f"{folder}: finished, {_summary(record)}")
             world.from_first(None)  # the record is written
-        return Run(folder, record)
+        return Run(folder, record, accept_license)
 
 
 @dataclass(frozen=True)
@@ -149,7 +173,8 @@ def _open_folder(folder: Path, plan: dict[str, Any], fresh: bool, say: Callable[
         say(f"{folder}: the old run is kept as {aside}")
     if state_file(folder).exists() or (folder / "record.json").exists():
         old = json.loads(file.read_text("utf-8"))
-        changed = [*differences(old["recipe"], plan["recipe"]), *differences({**old, "recipe": 0}, {**plan, "recipe": 0})]
+        begun = {**Recipe().to_dict(), **old["recipe"]}  # fields of later releases had their defaults
+        changed = [*differences(begun, plan["recipe"]), *differences({**old, "recipe": 0}, {**plan, "recipe": 0})]
         if changed:
             raise ConfigError(f"{folder}: was begun with another recipe: {', '.join(changed)}; go on with the old one, or use fresh=True")
     elif folder.exists() and not file.exists() and any(folder.iterdir()):
@@ -164,9 +189,22 @@ def _finished(folder: Path) -> dict[str, Any] | None:
     return json.loads(file.read_text("utf-8")) if file.exists() else None
 
 
+def _keep_start(
+    file: Path, model: Model, classes: LabelSpace, recipe: Recipe, class_rows: str, accept_license: str | None, say: Callable[[str], None]
+) -> None:
+    """The starting model, kept as baseline.safetensors, if it is not there yet."""
+    if file.exists():
+        return
+    labels = LabelSpace.contiguous(classes.names, dataset_ids=classes.dataset_ids)
+    start = make_start(model, labels, recipe, class_rows=class_rows, accept_license=accept_license)
+    save_checkpoint(start, file)
+    for note in start.notes:
+        say(note)
+
+
 def _prepare(
     recipe: Recipe,
-    model: Model,
+    start: Checkpoint,
     parts: _Parts,
     folder: Path,
     world: World,
@@ -174,17 +212,9 @@ def _prepare(
     workers: int,
     cache_bytes: int,
     say: Callable[[str], None],
+    reporter: Reporter,
 ) -> Course:
-    """The starting model, kept as baseline.safetensors, and the batches."""
-    labels = LabelSpace.contiguous(parts.labels.names, dataset_ids=parts.labels.dataset_ids)
-    baseline = folder / "baseline.safetensors"
-    if world.first and not baseline.exists():
-        start = make_start(model, labels, recipe)
-        save_checkpoint(start, baseline)
-        for note in start.notes:
-            say(note)
-    world.from_first(None)  # the baseline is written
-    start = open_checkpoint(baseline)
+    """The batches, and all else that a run needs."""
     world.check(recipe.batch_size)
     repeats = repeat_factors(parts.train.images, recipe.balance) if recipe.balance and isinstance(parts.train, Dataset) else None
     order = EpochOrder(len(parts.train), recipe.batch_size // world.size, recipe.accumulate, world.size, recipe.seed, repeats)
@@ -193,14 +223,14 @@ def _prepare(
         order,
         input_sizes(start, recipe)[-1],
         start.preprocessing,
-        labels=labels,
+        labels=start.labels,
         transforms=recipe.augment,
         masks=start.config.segmentation,
         rank=world.rank,
         workers=workers,
         cache_bytes=cache_bytes,
     )
-    return Course(recipe, start, loader, parts.valid, folder, world, device, say)
+    return Course(recipe, start, loader, parts.valid, folder, world, device, say, reporter)
 
 
 def _describe(course: Course, progress: Progress, plan: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The network that a run starts from: fresh, or a checkpoint whose class head is mapped to the dataset's classes by name."""
+"""The network that a run starts from: fresh, or a checkpoint whose class head is mapped to the dataset's classes."""
 
 from __future__ import annotations
 
@@ -29,15 +29,25 @@ def describe_model(model: Model) -> str:
     return f"{model.config.name} detector" if isinstance(model, Detector) else model.name if isinstance(model, ModelConfig) else str(model)
 
 
-def make_start(model: Model, labels: LabelSpace, recipe: Recipe) -> Checkpoint:
-    """A checkpoint with a head for `labels`, at the recipe's size and number of groups; its notes say what was done."""
+def make_start(
+    model: Model, labels: LabelSpace, recipe: Recipe, *, class_rows: str = "by-name", accept_license: str | None = None
+) -> Checkpoint:
+    """A checkpoint with a head for `labels`, at the recipe's size and number of groups; its notes say what was done.
+
+    `class_rows`: "by-name" keeps rows of known classes, "cyclic" is the official rule, row i from row i modulo the old rows.
+    """
+    if class_rows not in ("by-name", "cyclic"):
+        raise ConfigError(f"class_rows is {class_rows!r}; expected by-name or cyclic")
     if recipe.weights == "random" or isinstance(model, ModelConfig):
         return _fresh(model, labels, recipe)
-    detector = model if isinstance(model, Detector) else load(model, device="cpu")
+    detector = model if isinstance(model, Detector) else load(model, device="cpu", accept_license=accept_license)
     have = detector.config
-    want = replace(have, size_hw=recipe.size_hw or have.size_hw, groups=recipe.groups or have.groups)
+    rows = labels.head_rows if class_rows == "cyclic" else have.class_rows
+    want = replace(have, size_hw=recipe.size_hw or have.size_hw, groups=recipe.groups or have.groups, class_rows=rows)
     state, notes = adapt({n: t.float() for n, t in detector.model.state_dict().items()}, have, want)
-    state, head_notes = map_classes(state, detector.labels, labels, recipe.seed)
+    head_notes: list[str] = []
+    if class_rows == "by-name":
+        state, head_notes = map_classes(state, detector.labels, labels, recipe.seed)
     provenance = {"start": describe_model(model)}
     filters = replace(detector.preprocessing, predict_filter="bilinear-antialias", evaluate_filter="bilinear-antialias")
     config = want.at(class_rows=labels.head_rows)

@@ -36,7 +36,7 @@ class Learner:
 
     def __init__(self, network: RfDetr, recipe: Recipe, device: str, world: World) -> None:
         self.network, self.recipe, self.device, self.world = network.to(device).train(), recipe, device, world
-        network.vit.checkpointing = recipe.checkpointing
+        network.vit.checkpointing, network.vit.drop_path = recipe.checkpointing, recipe.drop_path
         self.criterion = make_criterion(recipe, network.config.class_rows)
         self.groups = network.config.groups
         self.optimizer: Optimizer = make_optimizer(network, recipe)

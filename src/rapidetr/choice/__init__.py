@@ -1,0 +1,1 @@
+"""Which configuration keeps a promise: `rank` judges what was measured, `search` decides what to measure next."""
