@@ -28,8 +28,8 @@ def report(folder: Path, model: str, ms: float, ap: float | None, *, usable: boo
     row = BenchRow(
         model=model, artifact=model, size_hw=(384, 384), decoder_layers=2, queries=300, engine="torch", precision="float32", device="cpu",
         threads=1, batch=batch, streams=1, prefetch=0, load="closed", rate=None, file_cache="warm", stages={"total": total},
-        unaccounted=0.0, images_per_second=1000 / ms, totals_ms=((ms,),), forward_only=None, cold_start_s=None, compile_s=None, peak_process_mb=500.0,
-        peak_device_mb=None, noise={}, usable=usable, reasons=() if usable else ("steal 20 %",),
+        unaccounted=0.0, images_per_second=1000 / ms, totals_ms=((ms,),), forward_only=None, cold_start_s=None, compile_s=None,
+        peak_process_mb=500.0, peak_device_mb=None, noise={}, usable=usable, reasons=() if usable else ("steal 20 %",),
     )  # fmt: skip
     scores = None if ap is None else {"boxes": {"AP": ap}, "masks": None}
     data = {"path": "data", "sha256": "d" * 64, "pictures": 9, "split": "valid"}
@@ -61,7 +61,7 @@ def test_nothing_fits_ends_with_1_and_says_what_would_help(run, tmp_path):
     paths = [report(tmp_path, "nano", 30, 0.42), report(tmp_path, "small", 36, None)]
     status, out, _ = run("choose", "--reports", *paths, "--p95-ms", 20, "--min-ap", 0.4)
     assert status == 1
-    assert "nearest miss: nano 384x384, 2 layers, 300 queries, torch float32: p95 30.6 ms" in out
+    assert "nearest miss: nano 384x384, 2 layers, 300 queries, torch float32: p95 30.57 ms (30.55 to 30.6) is over 20 ms" in out
     assert "alone would let in nano" in out
     assert "AP was not measured" in out
     assert out.splitlines()[-2:] == ["smallest: nothing keeps the service level", "most accurate: nothing keeps the service level"]
@@ -100,7 +100,7 @@ def test_a_report_of_other_loads_is_refused(run, tmp_path):
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     for split, count in (("train", 1), ("valid", 3)):
-        write_dataset(tmp_path / "data", count, 5, split=split, size_hw=(64, 64))
+        write_dataset(tmp_path / "data", count, 5, split=split, size_hw=(96, 96))
     return tmp_path / "data"
 
 

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -82,6 +83,20 @@ def test_the_doctor_finds_nothing_wrong_with_rendered_scenes(run, tmp_path):
     record = json.loads(out)
     assert (status, record["ok"], record["size_hw"], list(record["splits"])) == (0, True, [384, 384], ["train", "valid"])
     assert "looked at for an input of 384 x 384" in err
+
+
+def test_the_doctor_draws_samples_and_what_it_found(run, scenes, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    (data / "train" / "0.jpg").write_bytes(b"no picture")
+    status, out, _ = run("doctor", data, "--size", 96, "--out", tmp_path / "looks", "--headers-only")
+    assert status == 1
+    drawn = sorted(p.name for p in (tmp_path / "looks").iterdir())
+    assert {"samples-train.jpg", "samples-valid.jpg"} <= set(drawn)
+    assert not any("unreadable" in name for name in drawn)  # nothing to draw there
+    assert all(f"drawn: {tmp_path / 'looks' / name}" in out for name in drawn)
+    with Image.open(tmp_path / "looks" / "samples-train.jpg") as sheet:
+        assert sheet.size == (3 * 96, 2 * 96)  # five of six can be read
 
 
 def test_the_doctor_names_file_and_line_and_ends_with_1(run, tmp_path):

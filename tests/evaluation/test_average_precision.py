@@ -15,7 +15,7 @@ from rapidetr.core.errors import BackendMissing, ConfigError
 from rapidetr.core.masks import Masks
 from rapidetr.data import read_dataset
 from rapidetr.evaluation import Found, Truths, score
-from rapidetr.evaluation.evaluate import _as_truths
+from rapidetr.evaluation.evaluate import as_truths
 
 METRICS = ["AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_1", "AR_10", "AR_max", "AR_small", "AR_medium", "AR_large"]
 
@@ -144,7 +144,7 @@ def test_real_annotations_equal_pycocotools(shared: Path) -> None:
     dataset = read_dataset(shared / "data" / "coco_real", "train")
     data = json.loads(next((shared / "data" / "coco_real" / "train").glob("_annotations*.json")).read_text())
     masks = [record.masks() for record in dataset.images]
-    truths = _as_truths(dataset.images, dataset.labels, [rle for m in masks for rle in m.rle()])
+    truths = as_truths(dataset.images, dataset.labels, [rle for m in masks for rle in m.rle()])
     rng = np.random.default_rng(0)
     order = rng.permutation(len(truths.images))[: len(truths.images) * 4 // 5]
     boxes = truths.boxes_xyxy_px[order].astype(np.float64)

@@ -27,7 +27,7 @@ from rapidetr.core.errors import ConfigError
 
 SLACK = 0.05
 FREEDOM = 3  # pairs of screening and full AP beyond the first of each model, before they are believed
-LEAST_MARGIN = 0.003  # AP; the margin that pairs can narrow to
+NARROWEST = 1 / 8  # of its first width: no margin becomes narrower, however well a few pairs agree
 DEVIATIONS = 3.0  # standard deviations of what pairs show, which the margin is wide
 SCHEMA = "rapidetr.choice-journal/1"
 
@@ -228,7 +228,7 @@ def _narrowed(m: Measured, shifts: Mapping[str, Sequence[float]]) -> Measured:
     scatter = sqrt(sum((shift - fmean(group)) ** 2 for group in shifts.values() for shift in group) / freedom)
     margin = DEVIATIONS * scatter * sqrt(1 + 1 / len(own)) if own else m.ap_margin / 2
     shift = fmean(own or [fmean(group) for group in shifts.values()])
-    margin = max(margin, LEAST_MARGIN)
+    margin = max(margin, NARROWEST * m.ap_margin)
     return m if margin >= m.ap_margin else replace(m, ap=min(max(m.ap + shift, 0.0), 1.0), ap_margin=margin)
 
 

@@ -22,7 +22,7 @@ from rapidetr.data.read import find_splits, read_source
 from rapidetr.data.records import Dataset
 
 EXAMPLES = 10
-Found = dict[tuple[str, str, str], list[str]]  # (kind, split, other split) -> examples
+Found = dict[tuple[str, str, str], list[tuple[str, str]]]  # (kind, split, other split) -> examples, each with its picture or ""
 SEVERITIES = ("error", "warning", "note")
 # kind: severity, what it costs (n = count, of = what there is), what to do
 KINDS: dict[str, tuple[str, str, str]] = {
@@ -70,7 +70,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """Something found `count` times in one split; the first examples name file and line."""
+    """Something found `count` times in one split; the first examples name file and line, `pictures` show it."""
 
     kind: str
     severity: str
@@ -79,6 +79,7 @@ class Finding:
     cost: str
     remedy: str
     examples: tuple[str, ...]
+    pictures: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -143,17 +144,17 @@ def examine(
     looks = _look_at_all(datasets, full, progress)
     for split, dataset in datasets.items():
         for problem in dataset.problems:
-            found[problem.kind, split, ""].append(problem.message)
+            found[problem.kind, split, ""].append((problem.message, ""))
         for checks in (check_pictures, check_annotations):
             for record, look in zip(dataset.images, looks[split], strict=True):
                 for kind, example in checks(record, look, size_hw, dataset.has_outlines):
-                    found[kind, split, ""].append(example)
+                    found[kind, split, ""].append((example, record.path))
         for kind, example in check_classes(dataset):
-            found[kind, split, ""].append(example)
+            found[kind, split, ""].append((example, ""))
     for kind, split, example in check_folders(datasets):
-        found[kind, split, ""].append(example)
+        found[kind, split, ""].append((example, ""))
     for kind, split, other, example in check_copies(datasets, looks):
-        found[kind, split, other].append(example)
+        found[kind, split, other].append((example, ""))
     return _report(path, size_hw, datasets, found)
 
 
@@ -165,10 +166,10 @@ def _read_splits(path: str | Path, format: str | None, found: Found) -> dict[str
         try:
             datasets[split] = read_source(source, labels=labels, on_error="skip")
         except DatasetError as problem:
-            found["broken-file", split, ""].append(str(problem))
+            found["broken-file", split, ""].append((str(problem), ""))
     for split in ("train", "valid", "test"):
         if split not in datasets and ("broken-file", split, "") not in found:
-            found["no-split", split, ""].append(f"{path} has {', '.join(datasets) or 'no readable split'}")
+            found["no-split", split, ""].append((f"{path} has {', '.join(datasets) or 'no readable split'}", ""))
     return datasets
 
 
@@ -184,9 +185,7 @@ def _look_at_all(datasets: dict[str, Dataset], full: bool, progress: Callable[[i
     return looks
 
 
-def _report(
-    path: str | Path, size_hw: tuple[int, int], datasets: dict[str, Dataset], found: dict[tuple[str, str, str], list[str]]
-) -> Report:
+def _report(path: str | Path, size_hw: tuple[int, int], datasets: dict[str, Dataset], found: Found) -> Report:
     counts = {
         s: {"images": len(d), "objects": sum(map(len, d.images)), "empty": sum(not len(r) for r in d.images)} for s, d in datasets.items()
     }
@@ -199,9 +198,11 @@ def _report(
     return Report(str(path), form, size_hw, counts, by_class, tuple(findings))
 
 
-def _finding(key: tuple[str, str, str], examples: list[str], counts: dict[str, dict[str, int]], classes: int) -> Finding:
+def _finding(key: tuple[str, str, str], seen: list[tuple[str, str]], counts: dict[str, dict[str, int]], classes: int) -> Finding:
     kind, split, other = key
     severity, cost, remedy = KINDS[kind]
     of = classes if "classes" in cost else counts.get(split, {}).get("images" if "images" in cost else "objects", 0)
-    fill = {"n": len(examples), "of": of, "split": split, "other": other}
-    return Finding(kind, severity, split, len(examples), cost.format(**fill), remedy.format(**fill), tuple(examples[:EXAMPLES]))
+    fill = {"n": len(seen), "of": of, "split": split, "other": other}
+    examples = tuple(example for example, _ in seen[:EXAMPLES])
+    pictures = tuple(dict.fromkeys(picture for _, picture in seen if picture))[:EXAMPLES]
+    return Finding(kind, severity, split, len(seen), cost.format(**fill), remedy.format(**fill), examples, pictures)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,7 +50,8 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         x_BQd = self.norm1(x_BQd + self.self_attention(x_BQd, position_BQd, groups))
         x_BQd = self.norm2(x_BQd + self.cross_attention(x_BQd + position_BQd, boxes_BQ4, memory_BSd, shapes))
-        return self.norm3(x_BQd + self.down(F.relu(self.up(x_BQd), inplace=True)))
+        hidden = F.relu(self.up(x_BQd), inplace=not torch.is_grad_enabled())  # in place on a view, autograd would copy whole gradients
+        return self.norm3(x_BQd + self.down(hidden))
 
 
 class Decoder(nn.Module):

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from rapidetr.checkpoints.file import Checkpoint
 from rapidetr.core.detections import Detections
@@ -22,6 +21,7 @@ from rapidetr.data.records import Dataset
 from rapidetr.draw.boxes import draw_detections
 from rapidetr.draw.charts import load_library, to_png
 from rapidetr.draw.evaluation import to_jpeg
+from rapidetr.draw.sheet import make_sheet
 from rapidetr.runtime.detector import Detector
 from rapidetr.training.loggers import Logger, open_loggers
 from rapidetr.training.report import curves, run_report, write_files
@@ -117,10 +117,4 @@ def draw_batch(batch: TrainBatch, start: Checkpoint) -> bytes:
         scores = np.ones(len(boxes), np.float32)
         found = Detections(boxes.astype(np.float32), scores, truth.labels.numpy(), start.labels, hw, masks)
         drawn.append(draw_detections(found, np.ascontiguousarray(shown)))
-    across = int(np.ceil(len(drawn) ** 0.5))
-    width, height = drawn[0].size
-    grid = Image.new("RGB", (across * width, -(-len(drawn) // across) * height), "white")
-    for i, picture in enumerate(drawn):
-        grid.paste(picture, (i % across * width, i // across * height))
-    grid.thumbnail((1600, 1600))
-    return to_jpeg(grid)
+    return to_jpeg(make_sheet(drawn))
