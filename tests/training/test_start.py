@@ -16,6 +16,7 @@ import torch
 from small_runs import DETECT, SEGMENT, lines, run, write_scenes
 
 import rapidetr.training.loop as loop
+from rapidetr.checkpoints.file import save_checkpoint
 from rapidetr.core.errors import ConfigError, DatasetError
 from rapidetr.core.labels import LabelSpace
 from rapidetr.data.read import read_dataset
@@ -151,3 +152,24 @@ def test_a_train_split_without_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train" / "_annotations.coco.json").write_text('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}')
     with pytest.raises(DatasetError, match=r"its train split has no images; expected at least one, look with: rapidetr doctor"):
         train(tmp_path, model="nano", weights="random", out=tmp_path / "run")
+
+
+def test_a_detector_starts_its_segmentation_sibling_and_back(tmp_path):
+    """Everything but the mask head is kept; other shapes are refused by name."""
+    labels = LabelSpace.contiguous(("a", "b"))
+    pico = make_start("pico", labels, Recipe(weights="random", seed=1))
+    save_checkpoint(pico, tmp_path / "pico.safetensors")
+    begun = make_start("seg-pico", labels, Recipe(weights=str(tmp_path / "pico.safetensors"), seed=2))
+    assert (begun.config.name, begun.config.segmentation, begun.config.class_rows) == ("seg-pico", True, pico.config.class_rows)
+    assert "mask head started fresh" in begun.notes
+    head = {n for n in begun.state if n.startswith("mask_head.")}
+    assert head
+    assert set(begun.state) - head == set(pico.state)
+    assert all(torch.equal(begun.state[n], t) for n, t in pico.state.items())
+    begun.network()  # strict
+    save_checkpoint(begun, tmp_path / "seg.safetensors")
+    back = make_start("pico", labels, Recipe(weights=str(tmp_path / "seg.safetensors")))
+    assert "mask head dropped" in back.notes
+    assert all(torch.equal(back.state[n], t) for n, t in pico.state.items())
+    with pytest.raises(ConfigError, match=r"^these weights cannot start a nano: vit_width 192 -> 384, vit_depth 6 -> 12, "):
+        make_start("nano", labels, Recipe(weights=str(tmp_path / "pico.safetensors")))

@@ -25,7 +25,7 @@ class Recipe:
 
     version: int = VERSION
     seed: int = _told(0, "of everything that is drawn by chance")
-    weights: str = _told("pretrained", "pretrained, or random: fresh weights")
+    weights: str = _told("pretrained", "pretrained, random, or a file or run of the same shape, such as of a detector for its seg- sibling")
     size_hw: tuple[int, int] | None = _told(None, "input size (height, width); default: the model's own")
     groups: int | None = _told(None, "query groups in training, fewer are faster; default: all of the model's")
     # how long, and what learns when
@@ -108,7 +108,6 @@ class Recipe:
 
 
 _CHOICES = {
-    "weights": ("pretrained", "random"),
     "rates": ("layered", "uniform"),
     "schedule": ("step", "cosine"),
     "ema_warmup": ("official", "ratio"),

@@ -21,6 +21,19 @@ from rapidetr.runtime.load import load
 from rapidetr.training.recipe import Recipe
 
 Model = str | Path | Detector | ModelConfig
+_SHAPE = (
+    "patch_size",
+    "windows",
+    "vit_width",
+    "vit_depth",
+    "vit_heads",
+    "vit_mlp",
+    "stages",
+    "levels",
+    "width",
+    "decoder_layers",
+    "decoder_ffn",
+)
 PRIOR_BIAS = -math.log(99)  # a fresh class starts at a probability of 1 %
 
 
@@ -40,18 +53,32 @@ def make_start(
         raise ConfigError(f"class_rows is {class_rows!r}; expected by-name or cyclic")
     if recipe.weights == "random" or isinstance(model, ModelConfig):
         return _fresh(model, labels, recipe)
-    detector = model if isinstance(model, Detector) else load(model, device="cpu", accept_license=accept_license)
-    have = detector.config
+    source = model if recipe.weights == "pretrained" else recipe.weights
+    detector = source if isinstance(source, Detector) else load(source, device="cpu", accept_license=accept_license)
+    have, state, mask_notes = detector.config, {n: t.float() for n, t in detector.model.state_dict().items()}, list[str]()
+    if recipe.weights != "pretrained":
+        have, state, mask_notes = _become(variant(describe_model(model)), have, state, recipe.seed)
     rows = labels.head_rows if class_rows == "cyclic" else have.class_rows
     want = replace(have, size_hw=recipe.size_hw or have.size_hw, groups=recipe.groups or have.groups, class_rows=rows)
-    state, notes = adapt({n: t.float() for n, t in detector.model.state_dict().items()}, have, want)
+    state, notes = adapt(state, have, want)
     head_notes: list[str] = []
     if class_rows == "by-name":
         state, head_notes = map_classes(state, detector.labels, labels, recipe.seed)
-    provenance = {"start": describe_model(model)}
+    provenance = {"start": describe_model(source)}
     filters = replace(detector.preprocessing, predict_filter="bilinear-antialias", evaluate_filter="bilinear-antialias")
     config = want.at(class_rows=labels.head_rows)
-    return Checkpoint(state, config, labels, filters, detector.license, provenance, (*detector.notes, *notes, *head_notes))
+    return Checkpoint(state, config, labels, filters, detector.license, provenance, (*detector.notes, *mask_notes, *notes, *head_notes))
+
+
+def _become(want: ModelConfig, have: ModelConfig, state: dict[str, Tensor], seed: int) -> tuple[ModelConfig, dict[str, Tensor], list[str]]:
+    """Weights of a detector as the start of a segmentation model (with a fresh mask head), or the other way round."""
+    like = replace(have, name=want.name, segmentation=want.segmentation, mask_stride=want.mask_stride)
+    fresh, odd = build(like, seed=seed).state_dict(), [n for n in _SHAPE if getattr(have, n) != getattr(want, n)]
+    if odd:
+        told = ", ".join(f"{n} {getattr(have, n)} -> {getattr(want, n)}" for n in odd)
+        raise ConfigError(f"these weights cannot start a {want.name}: {told}; name weights of the same shape")
+    notes = [] if have.segmentation == want.segmentation else ["mask head started fresh" if want.segmentation else "mask head dropped"]
+    return like, {n: state.get(n, t) for n, t in fresh.items()}, notes
 
 
 def _fresh(model: Model, labels: LabelSpace, recipe: Recipe) -> Checkpoint:
