@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
-from rapidetr.bench.loads import LoadShape
+from rapidetr.bench.loads import LoadShape, spread_out
 from rapidetr.bench.runner import Plan, measure_ap, measure_row
 from rapidetr.choice.records import Candidate, Measured
 from rapidetr.choice.reports import measured_row, noise_of
@@ -120,8 +119,3 @@ class Trial:
 def margin_of(seen: int, total: int) -> float:
     """AP of `seen` of `total` pictures lies this close to AP of all, 2.5 standard deviations; 0 for all of them."""
     return 2.5 * AP_SPREAD * math.sqrt(1 / seen - 1 / total)
-
-
-def spread_out(items: Sequence[T], most: int) -> list[T]:
-    """At most `most` of them, at even distances."""
-    return [items[i * len(items) // min(most, len(items))] for i in range(min(most, len(items)))]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import shlex
 import sys
-from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from rapidetr.cli.console import Console
-from rapidetr.cli.options import at_least, size_hw
+from rapidetr.cli.options import at_least, part, rate, several, size_hw
 from rapidetr.core.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -32,39 +32,6 @@ EXAMPLES = """\
   rapidetr bench --compare new.safetensors old.safetensors --data photos/ --rounds 40
   rapidetr bench new.safetensors --data photos/ --against reports/report.json --max-slowdown 5%"""
 SCOPE = "T4, TensorRT fp16, forward only, COCO val2017"
-T = TypeVar("T")
-
-
-class several:  # noqa: N801 - argparse names the type in messages
-    """Argparse type: values separated by commas."""
-
-    def __init__(self, one: Callable[[str], T]) -> None:
-        self.one = one
-
-    def __call__(self, text: str) -> list[Any]:
-        return [self.one(word) for word in text.split(",")]
-
-
-def rate(text: str) -> float:
-    """Argparse type: a number above 0."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise ArgumentTypeError(f"expected a number above 0, got {text!r}")
-    return value
-
-
-def part(text: str) -> float:
-    """Argparse type: 0.05 of '5%' or '0.05'."""
-    try:
-        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
-        raise ArgumentTypeError(f"expected a part such as 5% or 0.05, got {text!r}")
-    return value
 
 
 def add_arguments(parser: ArgumentParser) -> None:
@@ -223,21 +190,9 @@ def find_pictures(data: str, split: str | None) -> tuple[Dataset | None, list[st
 
 def hash_weights(args: Namespace) -> str | None:
     """sha256 of the file that was loaded; None for random weights."""
-    from rapidetr.checkpoints.download import fetch
-    from rapidetr.checkpoints.weights import bundled_file, entry_for
-    from rapidetr.core.config import variant
-    from rapidetr.runtime.lock import WEIGHTS, sha256_of
+    from rapidetr.runtime.lock import sha256_of, weights_file
 
-    path = Path(args.model)
-    if args.weights == "random":
-        return None
-    if path.exists():
-        return sha256_of(path / WEIGHTS if path.is_dir() else path)
-    entry = entry_for(variant(args.model).name)
-    if entry.bundled:
-        with bundled_file(entry) as file:
-            return sha256_of(file)
-    return sha256_of(fetch(entry))
+    return None if args.weights == "random" else sha256_of(weights_file(args.model))
 
 
 def published(detector: Detector) -> dict[str, Any] | None:

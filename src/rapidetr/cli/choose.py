@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from rapidetr.choice.rank import Answer, rank
 from rapidetr.choice.records import Candidate, Measured, ServiceLevel
 from rapidetr.cli.console import Console
-from rapidetr.cli.options import at_least, size_hw
+from rapidetr.cli.options import at_least, several, size_hw
 from rapidetr.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -25,15 +24,6 @@ EXAMPLES = """\
   rapidetr choose --data data/ --p95-ms 40 --min-ap 0.40 --models nano,small,medium --decoder-layers all --out choice/
   rapidetr choose --data data/ --p95-ms 40 --models runs/mine --sizes 384,512 --queries 100,300 --budget-minutes 30 --out choice/
   rapidetr choose --reports nano/report.json small/report.json --p95-ms 40 --min-ap 0.40 --memory-mb 800"""
-
-
-def several(one: Callable[[str], Any]) -> Callable[[str], list[Any]]:
-    """Argparse type: values separated by commas."""
-
-    def read(text: str) -> list[Any]:
-        return [one(word) for word in text.split(",")]
-
-    return read
 
 
 def layers(text: str) -> list[int] | None:
@@ -106,12 +96,13 @@ def measured_now(args: Namespace, level: ServiceLevel, console: Console) -> Answ
     """Search over the grid, with the journal in --out."""
     from rapidetr.choice.search import AnyGraph, Journal, grid, search
     from rapidetr.runtime.environment import describe_environment
+    from rapidetr.runtime.lock import sha256_of, weights_file
 
     trial = trial_of(args)
     offers = [AnyGraph(name, (precision,)) for name, precision in args.engines]
     configs = {model: config_of(model, args) for model in args.models}
     candidates = grid(configs, offers, sizes=args.sizes, decoder_layers=args.decoder_layers, queries=args.queries)
-    hashes = {model: hash_of(model) for model in args.models}
+    hashes = {model: sha256_of(weights_file(model)) for model in args.models}
     environment = describe_environment(trial.device)
     settings = {**trial.settings(), "processor": environment["processor"], "gpu": environment["gpu"]}
     journal = Journal(Path(args.out) / "journal.jsonl", settings, hashes) if args.out else None
@@ -163,14 +154,6 @@ def config_of(model: str, args: Namespace) -> ModelConfig:
     from rapidetr.runtime.load import load
 
     return load(model, device="cpu", accept_license=args.accept_license).config
-
-
-def hash_of(model: str) -> str | None:
-    """sha256 of a file, or of the best weights of a run folder; None for a name, whose weights are verified by `load`."""
-    from rapidetr.runtime.lock import WEIGHTS, sha256_of
-
-    path = Path(model)
-    return sha256_of(path / WEIGHTS if path.is_dir() else path) if path.exists() else None
 
 
 def noise_note(args: Namespace) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Callable
+from typing import Any
 
 EXIT_STATUS = "exit status: 0 done; 1 done in part, or a limit not kept; 2 wrong use or input"
 
@@ -38,3 +40,35 @@ def size_hw(text: str) -> tuple[int, int]:
     if not match or not int(match[1]) or (match[2] and not int(match[2])):
         raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH in pixels such as 384x512, or one number, got {text!r}")
     return int(match[1]), int(match[2] or match[1])
+
+
+class several:  # noqa: N801 - argparse names the type in messages
+    """Argparse type: values separated by commas."""
+
+    def __init__(self, one: Callable[[str], Any]) -> None:
+        self.one = one
+
+    def __call__(self, text: str) -> list[Any]:
+        return [self.one(word) for word in text.split(",")]
+
+
+def rate(text: str) -> float:
+    """Argparse type: a number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
+def part(text: str) -> float:
+    """Argparse type: 0.05 of '5%' or '0.05'."""
+    try:
+        value = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a part such as 5% or 0.05, got {text!r}")
+    return value
