@@ -13,6 +13,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -21,8 +22,17 @@ from rapidetr.checkpoints.file import open_checkpoint, save_checkpoint
 WEIGHTS = Path(__file__).resolve().parents[1] / "src" / "rapidetr" / "weights"
 
 
+def record_of(run: Path) -> dict[str, Any]:
+    """record.json; of a run that was stopped, its recipe and history."""
+    if (run / "record.json").exists():
+        return json.loads((run / "record.json").read_text("utf-8"))
+    history = [json.loads(line) for line in (run / "metrics.jsonl").read_text("utf-8").splitlines()]
+    plan = json.loads((run / "recipe.json").read_text("utf-8"))
+    return {**plan, "finished": False, "epochs": len(history), "hours": round(history[-1]["seconds"] / 3600, 4), "history": history}
+
+
 def main(name: str, groups: str, *runs: str) -> None:
-    records = [json.loads((Path(run) / "record.json").read_text("utf-8")) for run in runs]
+    records = [record_of(Path(run)) for run in runs]
     checkpoint = open_checkpoint(Path(runs[-1]) / "best.safetensors")
     config = replace(checkpoint.config, groups=int(groups))
     fitted = replace(checkpoint, license="Apache-2.0").adapted(config, checkpoint.labels)
