@@ -1,6 +1,6 @@
 """`make demo`: detect, measure and fine-tune offline, on the bundled model and its rendered world, in under three minutes.
 
-python examples/demo.py [--out demo-out] [--scenes 200] [--epochs 6]
+python examples/demo.py [--out demo-out] [--scenes 200] [--epochs 5]
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("demo-out"))
     parser.add_argument("--scenes", type=int, default=200, help="held-out scenes to detect in")
-    parser.add_argument("--epochs", type=int, default=6, help="of the fine-tuning")
+    parser.add_argument("--epochs", type=int, default=5, help="of the fine-tuning")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     print("This world is rendered: simple things that the bundled pico was trained on. Real photos want the official weights:")
@@ -45,11 +45,15 @@ def detect(out: Path, scenes: int) -> dict[str, Any]:
     first = dataset.images[0].path
     found = detector.predict(first, threshold=0.4)[0]
     found.draw(first).save(out / "detections.png")
-    print(f"   {first.name}: {', '.join(f'{n} {s:.2f}' for n, s in zip(found.class_names, found.scores, strict=True))}")
+    print(f"   {Path(first).name}: {', '.join(f'{n} {s:.2f}' for n, s in zip(found.class_names, found.scores, strict=True))}")
     print(f"   annotated picture: {out / 'detections.png'}")
     metrics = evaluate(detector, dataset).boxes.metrics
     print(f"   against the truth: AP50:95 {metrics['AP']:.3f}, AP50 {metrics['AP50']:.3f}")
-    return {"AP": metrics["AP"], "AP50": metrics["AP50"], "stages_ms": time_stages(detector, [image.path for image in dataset.images])}
+    return {
+        "AP": metrics["AP"],
+        "AP50": metrics["AP50"],
+        "stages_ms": time_stages(detector, [Path(image.path) for image in dataset.images]),
+    }
 
 
 def time_stages(detector: rapidetr.Detector, paths: list[Path]) -> dict[str, dict[str, float]]:
@@ -73,7 +77,7 @@ def fine_tune(out: Path, epochs: int) -> dict[str, Any]:
     data = write_dataset(out / "new-world", 180, NEW_WORLD, split={"train": 0.67, "valid": 0.33}, size_hw=SIZE, variation=VARIATION)
     run = rapidetr.train(
         data, model="pico", out=out / "run", fresh=True, epochs=epochs, evaluate_every=epochs, batch_size=8, groups=3, rates="uniform",
-        lr=4e-4, schedule="cosine", warmup_epochs=0.5, ema_decay=0.95, ema_warmup="ratio", watch="ema", augment="render",
+        lr=3e-4, schedule="cosine", warmup_epochs=0.5, ema_decay=0.95, ema_warmup="ratio", watch="ema", augment="render",
         multi_scale=False,
     )  # fmt: skip
     before, after = run.record["baseline"], run.record["best"]

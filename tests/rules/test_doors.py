@@ -26,6 +26,7 @@ DOORS: dict[str, set[str]] = {
     "demo": {"core", "data"},
     "bench": {"core", "data", "runtime", "evaluation", "draw"},
     "choice": {"core", "data", "runtime", "evaluation", "bench"},
+    "deployment": {"core", "pixels", "model", "checkpoints", "data", "runtime", "evaluation", "bench"},
 }
 ALL = {p.name for p in PACKAGE.iterdir() if p.is_dir() and not p.name.startswith("_")}
 FREE = {"compat", "cli"}  # may import everything; nothing imports them

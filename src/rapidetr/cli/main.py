@@ -26,6 +26,7 @@ VERBS = {
     "models": ("rapidetr.cli.models", "list the published models: size, accuracy, speed, licence"),
     "info": ("rapidetr.cli.info", "say what a checkpoint file holds"),
     "convert": ("rapidetr.cli.convert", "write a checkpoint in our format or the official one"),
+    "export": ("rapidetr.cli.export", "write a model for other programs (ONNX), and say how far it is from the source"),
     "bench": ("rapidetr.cli.bench", "measure a model end to end on your pictures; compare two"),
     "lock": ("rapidetr.cli.lock", "write down this machine and installation; say what has drifted since"),
     "licenses": ("rapidetr.cli.licenses", "list the licences of weights and dependencies"),

@@ -46,9 +46,7 @@ WORLD = Variation(
     classes=("die", "coin", "card", "sign", "mug", "key", "pencil", "clock"),
     grounds=("gradient", "wood", "grain", "tiles", "blotches", "cloth"),
 )
-VARIATION = Variation(
-    classes=("coin", "mug", "key", "pencil", "clock", "leaf"), grounds=("pebbles", "bokeh", "tiles"), hue_shift=140.0, saturation=1.2
-)
+VARIATION = Variation(classes=("coin", "mug", "clock", "leaf"), grounds=("pebbles", "bokeh", "tiles"), hue_shift=140.0, saturation=1.2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -27,6 +27,7 @@ from rapidetr.runtime.engine import Engine
 if TYPE_CHECKING:
     from rapidetr.checkpoints.file import Checkpoint
     from rapidetr.model.rfdetr import RfDetr
+    from rapidetr.runtime.artifact import Facts
 
 
 DEFAULT_LIMITS = ImageLimits()
@@ -73,7 +74,7 @@ class _Options:
 class Detector:
     """Made by `rapidetr.load`. Threads may share one: predicting changes nothing in it."""
 
-    def __init__(self, engine: Engine, checkpoint: Checkpoint) -> None:
+    def __init__(self, engine: Engine, checkpoint: Checkpoint | Facts) -> None:
         self.engine = engine
         self._checkpoint = replace(checkpoint, state={})  # the weights live in the engine
 
@@ -218,9 +219,11 @@ class Detector:
 
     def save(self, path: str | Path, *, deploy: bool = False) -> Path:
         """Write weights, classes, preprocessing and licence as one .safetensors; `deploy` drops the training groups."""
-        from rapidetr.checkpoints.file import save_checkpoint
+        from rapidetr.checkpoints.file import Checkpoint, save_checkpoint
 
-        checkpoint = replace(self._checkpoint, state=self.model.state_dict())
+        known = self._checkpoint
+        state = self.model.state_dict()
+        checkpoint = Checkpoint(state, known.config, known.labels, known.preprocessing, known.license, known.provenance, known.notes)
         return save_checkpoint(checkpoint.deployed() if deploy else checkpoint, path)
 
     def __repr__(self) -> str:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from rapidetr.checkpoints.download import fetch
-from rapidetr.checkpoints.file import Checkpoint, open_checkpoint
 from rapidetr.checkpoints.licenses import notice, require_license
 from rapidetr.checkpoints.weights import bundled_file, entry_for
 from rapidetr.core.config import VARIANTS, variant
 from rapidetr.core.errors import CheckpointMissing, ConfigError, NotSupportedYet
-from rapidetr.core.labels import LabelSpace
 from rapidetr.core.preprocessing import Preprocessing
-from rapidetr.model.build import build
+from rapidetr.runtime.artifact import Artifact, find_artifact, load_artifact
 from rapidetr.runtime.detector import Detector
-from rapidetr.runtime.torch_engine import TorchEngine
+from rapidetr.runtime.onnx_engine import default_labels, open_onnx
 
+if TYPE_CHECKING:
+    import torch
+
+    from rapidetr.checkpoints.file import Checkpoint
+    from rapidetr.runtime.torch_engine import TorchEngine
+
+# torch is imported where it is used, so that an .onnx file predicts without it
 _SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".bin")
 
 
@@ -39,38 +43,85 @@ def load(
     strict_lock: bool | str | Path = False,
 ) -> Detector:
     """A Detector from a model name ("nano": official weights, downloaded once and verified; "pico": weights in the package), any
-    checkpoint file, or the folder of a training run (its best weights).
+    checkpoint file, the folder of a training run (its best weights), an artifact, the pointer of a registry ("registry/current"),
+    or an exported .onnx file, which runs without torch.
 
     `model` names the variant where a file does not tell. `weights="random"` starts fresh (COCO classes), reproducibly with
-    `seed`. `device` is auto, cpu, cuda, cuda:1 or mps. `threads` sets torch's CPU threads for this process. `dtype` is float32
-    (default), bfloat16 or float16. `size_hw` (height, width) must be multiples of patch x windows. The decoder can stop after
-    `decoder_layers` and use fewer `queries` without retraining: faster, a little less accurate. `strict_lock` refuses with a
+    `seed`. `device` is auto, cpu, cuda, cuda:1 or mps. `threads` sets torch's CPU threads for this process, or those of an .onnx
+    file. `dtype` is float32 (default), bfloat16 or float16. `size_hw` (height, width) must be multiples of patch x windows. The
+    decoder can stop after `decoder_layers` and use fewer `queries` without retraining: faster, a little less accurate; an .onnx
+    file has them fixed, and ConfigError names the stored ones when others are asked for. `strict_lock` refuses with a
     ConfigError where machine, installation or weights have drifted from a lock: its path, or True for lock.json beside the weights.
     Raises CheckpointError and its kinds, DownloadError, LicenseRefused (weights under PML-1.0 need
     accept_license="PML-1.0"), ConfigError.
     """
     if weights not in ("pretrained", "random"):
         raise ConfigError(f"weights is {weights!r}; expected 'pretrained' or 'random' (a file goes first: rapidetr.load('my.pth'))")
-    if threads is not None:
-        if threads < 1:
-            raise ConfigError(f"threads is {threads}; expected at least 1")
-        torch.set_num_threads(threads)
-    device = pick_device(device)
+    if threads is not None and threads < 1:
+        raise ConfigError(f"threads is {threads}; expected at least 1")
+    if weights == "pretrained" and (folder := find_artifact(source)):
+        asked = {"model": model, "dtype": dtype, "size_hw": size_hw, "decoder_layers": decoder_layers, "queries": queries}
+        return load_artifact(folder, device=device, threads=threads, accept_license=accept_license, strict_lock=strict_lock, asked=asked)
+    exported = Path(source).suffix == ".onnx" and weights == "pretrained"
+    if exported:
+        device = "cpu" if device == "auto" else device  # what ONNX Runtime has is not torch's to say
+    else:
+        device = pick_device(device)
     if strict_lock:
         from rapidetr.runtime.lock import require_lock
 
         require_lock(strict_lock, source, device)
+    size = (size_hw, size_hw) if isinstance(size_hw, int) else size_hw
+    if exported:
+        stored, facts = open_onnx(
+            source,
+            device=device,
+            threads=threads,
+            model=model,
+            dtype=dtype,
+            size_hw=size,
+            decoder_layers=decoder_layers,
+            queries=queries,
+        )
+        require_license(str(source), facts.license, accept_license)
+        return Detector(stored, facts)
     checkpoint = _random(str(source), seed) if weights == "random" else _pretrained(source, model, accept_license)
+    return Detector(_torch_engine(checkpoint, device, threads, dtype, size, decoder_layers, queries), checkpoint)
+
+
+def open_torch(artifact: Artifact, device: str, threads: int | None) -> tuple[TorchEngine, Checkpoint]:
+    """What runtime/artifact.py asks of an engine."""
+    from rapidetr.checkpoints.file import open_checkpoint
+
+    checkpoint, m = open_checkpoint(artifact.path / "best.safetensors"), artifact.manifest
+    return _torch_engine(checkpoint, pick_device(device), threads, m.precision, m.size_hw, m.decoder_layers, m.queries), checkpoint
+
+
+def _torch_engine(
+    checkpoint: Checkpoint,
+    device: str,
+    threads: int | None,
+    dtype: str | torch.dtype | None,
+    size_hw: tuple[int, int] | None,
+    decoder_layers: int | None,
+    queries: int | None,
+) -> TorchEngine:
+    import torch
+
+    from rapidetr.runtime.torch_engine import TorchEngine
+
+    if threads is not None:
+        torch.set_num_threads(threads)
     network = checkpoint.network()
     # feature maps are channels last; kernels in the same order need no conversion at every call
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-    size = (size_hw, size_hw) if isinstance(size_hw, int) else size_hw
-    engine = TorchEngine(network, device=device, dtype=dtype, size_hw=size, decoder_layers=decoder_layers, queries=queries)
-    return Detector(engine, checkpoint)
+    return TorchEngine(network, device=device, dtype=dtype, size_hw=size_hw, decoder_layers=decoder_layers, queries=queries)
 
 
 def pick_device(device: str) -> str:
     """`auto` is the first CUDA device if there is one, else the CPU."""
+    import torch
+
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -84,14 +135,18 @@ def pick_device(device: str) -> str:
 
 
 def _random(name: str, seed: int | None) -> Checkpoint:
+    from rapidetr.checkpoints.file import Checkpoint
+    from rapidetr.model.build import build
+
     network = build(variant(name), seed=seed)
-    rows = network.config.class_rows
-    labels = LabelSpace.coco() if rows == 91 else LabelSpace.contiguous([f"class {i}" for i in range(rows - 1)])
+    labels = default_labels(network.config.class_rows)
     provenance = {"source": "random weights", "seed": seed}
     return Checkpoint(network.state_dict(), network.config, labels, Preprocessing.official(), "", provenance)
 
 
 def _pretrained(source: str | Path, model: str | None, accept_license: str | None) -> Checkpoint:
+    from rapidetr.checkpoints.file import open_checkpoint
+
     path = Path(source)
     if path.suffix in _SUFFIXES or path.exists():
         if path.is_dir():

@@ -1,0 +1,200 @@
+"""ONNX files run by ONNX Runtime: ours, which know everything, and those of the official package. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rapidetr.checkpoints.weights import WEIGHTS
+from rapidetr.core.clock import StageClock
+from rapidetr.core.config import VARIANTS, ModelConfig, variant
+from rapidetr.core.errors import BackendMissing, CheckpointError, ConfigError
+from rapidetr.core.labels import LabelSpace
+from rapidetr.core.outputs import Batch, Geometry, RawOutput
+from rapidetr.core.preprocessing import Preprocessing
+from rapidetr.pixels.prepare import check_pictures, prepare, resize_antialiased
+from rapidetr.runtime.artifact import Facts
+from rapidetr.runtime.onnx_file import read_header
+
+if TYPE_CHECKING:
+    from rapidetr.runtime.artifact import Artifact
+
+RAW, FINAL = ("dets", "labels"), ("boxes", "scores", "labels", "queries")  # and "masks"; official names, and those of the best pairs
+_SIDE_LIMIT = 8192  # pixels of a network input
+_NEVER = np.float32(-100)  # a logit whose score is 0
+
+
+class OnnxEngine:
+    """One graph of one size in ONNX Runtime, float32 or, taking bytes, uint8. CheckpointError for a graph that is not RF-DETR's."""
+
+    name, precision = "onnxruntime", "float32"
+
+    def __init__(self, path: str | Path, config: ModelConfig | None = None, *, device: str = "cpu", threads: int | None = None) -> None:
+        self.device = "cpu" if device == "auto" else device
+        self.session = open_session(Path(path), self.device, threads)
+        (entry, *more), outputs = self.session.get_inputs(), {o.name: o.shape for o in self.session.get_outputs()}
+        self.takes_bytes, self.input = entry.type == "tensor(uint8)", entry.name
+        shape = [entry.shape[i] for i in (0, 3, 1, 2)] if self.takes_bytes and len(entry.shape) == 4 else entry.shape
+        fits = len(shape) == 4 and all(isinstance(side, int) and 1 <= side <= _SIDE_LIMIT for side in shape[1:])
+        self.final = set(FINAL) <= set(outputs)
+        if more or not fits or not (self.final or set(RAW) <= set(outputs)):
+            raise CheckpointError(
+                f"{path}: takes {entry.shape} and {len(more)} inputs more, gives {', '.join(outputs)}; expected one picture of a fixed "
+                f"size, giving {' and '.join(RAW)}, or {', '.join(FINAL)}"
+            )
+        self.batch: int | None = shape[0] if isinstance(shape[0], int) else None
+        self.channels: int = shape[1]
+        self.size_hw: tuple[int, int] = (shape[2], shape[3])
+        self.outputs = [*(FINAL if self.final else RAW), *(["masks"] if "masks" in outputs else [])]
+        self.queries: int = outputs["labels"][1]
+        self.class_rows: int | None = config.class_rows if config else outputs["labels"][-1]
+        self.decoder_layers: int | None = config.decoder_layers if config else None
+
+    def prepare(
+        self, pictures: Sequence[np.ndarray], preprocessing: Preprocessing, filter: str, geometries: Sequence[Geometry] | None
+    ) -> Batch:
+        if self.takes_bytes:
+            return prepare_bytes(pictures, self.size_hw, filter, geometries)
+        return prepare(pictures, self.size_hw, preprocessing, filter=filter, geometries=geometries)
+
+    def run(self, pixels: Any, clock: StageClock | None = None) -> RawOutput:
+        shape = (*self.size_hw, self.channels) if self.takes_bytes else (self.channels, *self.size_hw)
+        kind = np.uint8 if self.takes_bytes else np.float32
+        if np.ndim(pixels) != 4 or pixels.shape[1:] != shape or not len(pixels) or pixels.dtype != kind:
+            got = f"{getattr(pixels, 'dtype', type(pixels).__name__)} {list(np.shape(pixels))}"
+            raise ConfigError(f"batch is {got}; expected {kind.__name__} [B, {', '.join(map(str, shape))}], from prepare")
+        with clock.stage("run") if clock else nullcontext():
+            found = dict(zip(self.outputs, self._answers(pixels), strict=True))
+            return self._expanded(found) if self.final else RawOutput(found["labels"], found["dets"], found.get("masks"))
+
+    def _answers(self, pixels: np.ndarray) -> list[np.ndarray]:
+        if self.batch is None:
+            return self.session.run(self.outputs, {self.input: pixels})
+        whole = np.resize(pixels, (-(-len(pixels) // self.batch) * self.batch, *pixels.shape[1:]))  # fills up with pictures again
+        parts = [self.session.run(self.outputs, {self.input: part}) for part in np.split(whole, len(whole) // self.batch)]
+        return [np.concatenate(part)[: len(pixels)] for part in zip(*parts, strict=True)]
+
+    def _expanded(self, found: dict[str, np.ndarray]) -> RawOutput:
+        """The best pairs as the output they were taken from; pairs that the graph left out score 0."""
+        query, row = found["queries"], found["labels"]
+        picture = np.arange(len(query))[:, None]
+        logits = np.full((len(query), self.queries, self.class_rows or 1), _NEVER)
+        score = np.clip(found["scores"].astype(np.float64), 1e-40, 1 - 1e-16)
+        logits[picture, query, row] = np.log(score / (1 - score))
+        corners = found["boxes"]
+        boxes = np.zeros((len(query), self.queries, 4), np.float32)
+        boxes[picture, query] = np.concatenate([(corners[..., :2] + corners[..., 2:]) / 2, corners[..., 2:] - corners[..., :2]], axis=-1)
+        masks = None
+        if "masks" in found:
+            masks = np.zeros_like(found["masks"])
+            masks[picture, query] = found["masks"]
+        return RawOutput(logits, boxes, masks)
+
+
+def prepare_bytes(
+    pictures: Sequence[np.ndarray], size_hw: tuple[int, int], filter: str, geometries: Sequence[Geometry] | None = None
+) -> Batch:
+    """Batch uint8 [B, *size_hw, C]: pictures resized by `filter`, rounded to whole levels where the filter does not do so itself."""
+    if filter == "bilinear-antialias" and all(p.dtype == np.uint8 for p in pictures):
+        geometries = check_pictures(pictures, size_hw, filter, geometries)
+        return Batch(np.stack([resize_antialiased(p, size_hw) for p in pictures]), geometries, filter)
+    batch = prepare(pictures, size_hw, Preprocessing(mean=(0.0,), std=(1 / 255,)), filter=filter, geometries=geometries)
+    return replace(batch, pixels=np.rint(batch.pixels).clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1).copy())
+
+
+def open_onnx(
+    path: str | Path,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    model: str | None = None,
+    dtype: Any = None,
+    size_hw: tuple[int, int] | None = None,
+    decoder_layers: int | None = None,
+    queries: int | None = None,
+) -> tuple[OnnxEngine, Facts]:
+    """Engine and facts of one .onnx file. A file without our header is the official package's: `model` says which network it is
+    where size, task and queries do not. ConfigError for a size, layers, queries or dtype that are not the stored ones.
+    """
+    path = Path(path)
+    header = read_header(path)
+    facts = None if header is None else _facts(path, header, model)
+    engine = OnnxEngine(path, None if facts is None else facts.config, device=device, threads=threads)
+    facts = facts or _guess(path, engine, model)
+    engine.decoder_layers = facts.provenance.get("decoder_layers", facts.config.decoder_layers)
+    if engine.class_rows != facts.labels.head_rows:
+        raise CheckpointError(f"{path}: a class head of {engine.class_rows} rows, labels for {facts.labels.head_rows}; export it again")
+    stored = {"size_hw": engine.size_hw, "decoder_layers": engine.decoder_layers, "queries": engine.queries, "dtype": engine.precision}
+    kind = None if dtype is None else str(dtype).removeprefix("torch.")
+    asked = {"size_hw": size_hw, "decoder_layers": decoder_layers, "queries": queries, "dtype": kind}
+    for name, value in asked.items():
+        if value is not None and value != stored[name]:
+            told = ", ".join(f"{k} {v}" for k, v in stored.items())
+            raise ConfigError(f"{path}: {name} is {value}, but the file was exported with {told}; leave it out, or export again")
+    return engine, facts
+
+
+def open_artifact_onnx(artifact: Artifact, device: str, threads: int | None) -> tuple[OnnxEngine, Facts]:
+    """What `runtime/artifact.py` asks of an engine."""
+    (path,) = (file for name, file in artifact.files.items() if name.endswith(".onnx"))
+    return open_onnx(path, device=device, threads=threads)
+
+
+def open_session(path: Path, device: str, threads: int | None) -> Any:
+    """An onnxruntime.InferenceSession. BackendMissing without ONNX Runtime or its CUDA part, CheckpointError for what it cannot load."""
+    try:
+        import onnxruntime
+    except ImportError:
+        raise BackendMissing("this artifact needs onnxruntime; install it with: pip install 'rapidetr[onnx]'") from None
+    kind, _, number = device.partition(":")
+    provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(kind)
+    if provider not in onnxruntime.get_available_providers():
+        raise BackendMissing(f"device is {device!r}; this onnxruntime runs on cpu, or on cuda with: pip install onnxruntime-gpu")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0  # 0: as many as there are cores
+    options.log_severity_level = 3  # errors; they are raised as well
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=[(provider, {"device_id": number} if number else {})])
+    except Exception as problem:  # it has an error class for each kind of failure
+        raise CheckpointError(f"{path}: ONNX Runtime cannot load it ({' '.join(str(problem).split())[:300]}); export it again") from None
+
+
+def default_labels(class_rows: int) -> LabelSpace:
+    """Classes of a head that nobody named: COCO's for 91 rows, else numbered, the last row being none."""
+    return LabelSpace.coco() if class_rows == 91 else LabelSpace.contiguous([f"class {i}" for i in range(class_rows - 1)])
+
+
+def _facts(path: Path, header: dict[str, Any], model: str | None) -> Facts:
+    try:
+        config, labels = ModelConfig.from_dict(header["config"]), LabelSpace.from_dict(header["labels"])
+        preprocessing = Preprocessing.from_dict(header["preprocessing"])
+        provenance = {**header["provenance"], **header["graph"]}
+    except (ConfigError, KeyError, TypeError, ValueError) as problem:
+        raise CheckpointError(f"{path}: damaged header: {str(problem) or type(problem).__name__}; export it again") from None
+    if model is not None and variant(model).name != config.name:
+        raise CheckpointError(f"{path}: holds a {config.name}, not a {model}; leave model= out")
+    return Facts(config, labels, preprocessing, str(header.get("license", "")), provenance)
+
+
+def _guess(path: Path, engine: OnnxEngine, model: str | None) -> Facts:
+    """Facts of a file of the official package, which says nothing but its shapes."""
+    segmentation, size, rows = "masks" in engine.outputs, engine.size_hw, engine.class_rows
+    alike = [v for v in VARIANTS.values() if (v.segmentation, v.size_hw, v.queries) == (segmentation, size, engine.queries)]
+    if model is None and not alike:
+        raise CheckpointError(
+            f"{path}: does not tell which network it is, and none of the family has its size {size[0]}x{size[1]} with {engine.queries} "
+            "queries; say which with model='small' or another"
+        )
+    chosen = variant(model) if model else alike[0]
+    if engine.final or chosen.segmentation != segmentation or not isinstance(rows, int):
+        raise CheckpointError(f"{path}: gives {', '.join(engine.outputs)}, which is not what a {chosen.name} gives")
+    config = replace(chosen, size_hw=size, class_rows=rows, queries=engine.queries, in_channels=engine.channels)
+    entry = WEIGHTS[chosen.name]
+    license = "" if entry.license == "Apache-2.0" else entry.license  # derived weights keep the licence of their shapes
+    note = f"{path.name} has no metadata: taken for a {chosen.name}, classes " + ("of COCO" if rows == 91 else "numbered")
+    return Facts(config, default_labels(rows), Preprocessing.official(), license, {"source": path.name}, (note,))
