@@ -150,9 +150,9 @@ def test_damage_is_never_pointed_at(registry: Registry, ids: list[str]) -> None:
     registry.promote(b)
     (registry.path / "artifacts" / a / "best.safetensors").write_bytes(b"float23")
     (registry.path / "artifacts" / c / "best.safetensors").unlink()
-    with pytest.raises(HashMismatch, match="missing: best.safetensors"):
+    with pytest.raises(HashMismatch, match=r"missing: best\.safetensors"):
         registry.promote(c)
-    with pytest.raises(HashMismatch, match="changed: best.safetensors"):
+    with pytest.raises(HashMismatch, match=r"changed: best\.safetensors"):
         registry.rollback()
     assert registry.current == b
 
@@ -244,7 +244,7 @@ def attempt(number):
         count = 0
         def hook(event, arguments):
             nonlocal count
-            if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.listdir", "os.scandir", "shutil.copyfile"):
+            if event == "open" or event.startswith(("os.", "shutil.")):
                 if str(work) in str(arguments) or event == "os.rmdir":
                     count += 1
                     if count > number:

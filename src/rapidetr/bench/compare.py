@@ -17,7 +17,7 @@ from rapidetr.core.statistics import LEAST_EFFECT, Interval, least_samples, rati
 from rapidetr.runtime.detector import Detector
 from rapidetr.runtime.drift import compare as find_drifts
 
-PERCENTILES = (50, 95)
+PERCENTILES = (50, 95, 99)
 
 
 @dataclass(frozen=True)

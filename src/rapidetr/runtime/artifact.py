@@ -131,7 +131,9 @@ class Manifest(Strict):
 
     def __str__(self) -> str:
         size = f"{self.size_hw[0]}x{self.size_hw[1]}"
-        graph = f"{self.config['name']} {size}, {self.decoder_layers} decoder layer{'s' * (self.decoder_layers > 1)}, {self.queries} queries"
+        graph = (
+            f"{self.config['name']} {size}, {self.decoder_layers} decoder layer{'s' * (self.decoder_layers > 1)}, {self.queries} queries"
+        )
         return f"{graph}, {self.engine} {self.precision}"
 
 

@@ -146,9 +146,10 @@ def _random(name: str, seed: int | None) -> Checkpoint:
 
 def _pretrained(source: str | Path, model: str | None, accept_license: str | None) -> Checkpoint:
     from rapidetr.checkpoints.file import open_checkpoint
+    from rapidetr.runtime.lock import only_a_name
 
     path = Path(source)
-    if path.suffix in _SUFFIXES or path.exists():
+    if not only_a_name(source) and (path.suffix in _SUFFIXES or path.exists()):
         if path.is_dir():
             path = path / "best.safetensors"
             if not path.exists():

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+from rapidetr.core.config import VARIANTS, variant
 from rapidetr.core.errors import ConfigError
 from rapidetr.runtime.drift import Drift, compare
 from rapidetr.runtime.environment import VERSION, describe_environment
@@ -105,17 +106,22 @@ def require_lock(lock: bool | str | Path, source: str | Path, device: str, descr
 def weights_file(source: str | Path) -> Path:
     """The file that `load` reads for a path, a run folder or a model name, fetched if need be; ConfigError for anything else."""
     path = Path(source)
-    if path.exists():
+    if path.exists() and not only_a_name(source):
         return path / WEIGHTS if (path / WEIGHTS).exists() else path
     from rapidetr.checkpoints.download import fetch
     from rapidetr.checkpoints.weights import bundled_file, entry_for
-    from rapidetr.core.config import variant
 
     entry = entry_for(variant(str(source)).name)
     if entry.bundled:
         with bundled_file(entry) as file:
             return file
     return fetch(entry)
+
+
+def only_a_name(source: str | Path) -> bool:
+    """Whether it is a model's name and, at most by chance, that of a folder without weights."""
+    path = Path(source)
+    return str(source) in VARIANTS and not path.is_file() and not (path / WEIGHTS).exists()
 
 
 def sha256_of(path: Path) -> str:
