@@ -84,7 +84,7 @@ def test_the_demo_detects_measures_and_learns(root: Path, folder: Path) -> None:
     record = json.loads((folder / "demo" / "demo.json").read_text())
     with Image.open(folder / "demo" / "detections.png") as drawn:
         assert drawn.size == (288, 288)
-    assert set(record["detect"]["stages_ms"]) == {"read", "decode", "prepare", "run", "select", "total"}
+    assert set(record["detect"]["stages_ms"]) == {"read", "decode", "prepare", "transfer", "run", "select", "total"}
     assert all(0 <= t["p50"] <= t["p95"] for t in record["detect"]["stages_ms"].values())
     assert f"AP50:95 {record['detect']['AP']:.3f}" in done.stdout
     assert record["fine_tune"]["AP"]["after"] - record["fine_tune"]["AP"]["before"] >= 0.05
