@@ -61,6 +61,15 @@ def test_no_dataset_at_all(tmp_path: Path) -> None:
         examine(tmp_path)
 
 
+def test_a_split_that_lists_no_image(clean: Path) -> None:
+    file = clean / "valid" / "_annotations.coco.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "images": [], "annotations": []}))
+    report = examine(clean)
+    finding = next(f for f in report.findings if f.kind == "empty-split")
+    assert not report.ok
+    assert (finding.split, finding.cost, finding.remedy) == ("valid", "the valid split cannot be used", "add images to it, or remove it")
+
+
 def test_missing_image(clean: Path) -> None:
     (clean / "train" / "a1.png").unlink()
     where = f"{clean}/train/a1.png ({FILE})"

@@ -46,7 +46,7 @@ def test_accuracy_on_held_out_scenes(name: str, scenes: Path) -> None:
     found = evaluate(rapidetr.load(name, device="cpu"), read_dataset(scenes, "test"))
     measure = found.masks if name.startswith("seg-") else found.boxes
     assert measure is not None
-    assert (measure.metrics["AP"], measure.metrics["AP50"]) >= LEAST[name]
+    assert measure.metrics["AP"] >= LEAST[name][0]
     assert measure.metrics["AP50"] >= LEAST[name][1]
 
 

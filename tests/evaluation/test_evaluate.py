@@ -118,4 +118,4 @@ def test_messages() -> None:
     assert str(caught.value) == "batch_size is 0; expected at least 1"
     with pytest.raises(DatasetError) as caught:
         evaluate(FakeDetector(LABELS, False), replace(dataset(False), images=()))
-    assert str(caught.value) == "the test split of . has no pictures; there is nothing to evaluate"
+    assert str(caught.value) == "the test split of . has no pictures to evaluate; add some, remove it, or name another split"

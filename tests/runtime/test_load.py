@@ -169,3 +169,14 @@ def test_list_models() -> None:
     assert len(rapidetr.list_models()) == 15 + 2  # published, and in the package
     with pytest.raises(ConfigError, match="task is 'pose'; expected detect or segment"):
         rapidetr.list_models("pose")
+
+
+def test_a_folder_that_is_called_like_a_model_does_not_hide_it(tmp_path, monkeypatch):
+    """Results of an earlier command often lie in such a folder; one with weights in it is a run, and comes first."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pico").mkdir()
+    (tmp_path / "pico" / "street.jpg").write_bytes(b"")
+    known = rapidetr.load("pico", device="cpu")
+    assert known.class_names[0] == "die"
+    rapidetr.load("nano", weights="random", seed=0, size_hw=64, device="cpu").save(tmp_path / "pico" / "best.safetensors")
+    assert rapidetr.load("pico", device="cpu").config.name == "nano"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from rapidetr.cli.console import Console
-from rapidetr.cli.options import at_least, part, rate, several, size_hw
+from rapidetr.cli.options import add_model_options, at_least, part, rate, several
 from rapidetr.core.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--no-ap", action="store_true", help="leave accuracy out")
     group.add_argument("--no-cold-start", action="store_true", help="leave out the fresh process")
     _add_effort(parser)
-    _add_model_options(parser)
+    add_model_options(parser.add_argument_group("model"))
     group = parser.add_argument_group("comparison")
     group.add_argument("--compare", nargs=2, metavar=("NEW", "OLD"), help="two reports (.json), or two models in interleaved rounds")
     group.add_argument("--against", metavar="JSON", help="end with 1 if MODEL is slower than this report allows")
@@ -63,17 +63,6 @@ def _add_effort(parser: ArgumentParser) -> None:
     group.add_argument("--cool-down", type=float, default=2.0, metavar="S", help="between settings (default: 2)")
     group.add_argument("--pictures", type=at_least(1), default=64, metavar="N", help="to time with, spread over the data (default: 64)")
     group.add_argument("--threshold", type=float, default=0.5, metavar="T", help="of the timed predict (default: 0.5)")
-
-
-def _add_model_options(parser: ArgumentParser) -> None:
-    group = parser.add_argument_group("model")
-    group.add_argument("--variant", metavar="NAME", help="the model, where a file does not tell")
-    group.add_argument("--weights", choices=("pretrained", "random"), default="pretrained", help="random ones are as fast")
-    group.add_argument("--size", type=size_hw, metavar="SIZE", help="input size: 384, or 384x512 (height x width)")
-    group.add_argument("--decoder-layers", type=at_least(1), metavar="N", help="stop early: faster, less accurate")
-    group.add_argument("--queries", type=at_least(1), metavar="N", help="use fewer: faster, fewer detections")
-    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32")
-    group.add_argument("--accept-license", metavar="NAME", help="PML-1.0, for weights under it that you bring")
 
 
 def run(args: Namespace, console: Console) -> int:
@@ -207,11 +196,11 @@ def published(detector: Detector) -> dict[str, Any] | None:
 
 def write(report: BenchReport, folder: Path, console: Console) -> None:
     from rapidetr.bench.report import render_report
+    from rapidetr.checkpoints.file import write_atomically
 
     console.say(f"wrote {report.write(folder / 'report.json')}")
-    page = folder / "report.html"
-    page.write_text(render_report(report), encoding="utf-8")
-    console.say(f"wrote {page}")
+    write_atomically(folder / "report.html", lambda part: part.write_text(render_report(report), encoding="utf-8"))
+    console.say(f"wrote {folder / 'report.html'}")
 
 
 def compare(args: Namespace, shapes: Sequence[LoadShape]) -> Comparison:

@@ -22,6 +22,17 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--debug", action="store_true", help="show the trace of an error")
 
 
+def add_model_options(group: Any) -> None:
+    """How `rapidetr.load` makes a detector, for verbs that run one."""
+    group.add_argument("--variant", metavar="NAME", help="the model, where a file does not tell")
+    group.add_argument("--weights", choices=("pretrained", "random"), default="pretrained", help="random ones find nothing, but as fast")
+    group.add_argument("--size", type=size_hw, metavar="SIZE", help="input size: 384, or 384x512 (height x width)")
+    group.add_argument("--decoder-layers", type=at_least(1), metavar="N", help="stop early: faster, less accurate")
+    group.add_argument("--queries", type=at_least(1), metavar="N", help="use fewer: faster, fewer detections")
+    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32")
+    group.add_argument("--accept-license", metavar="NAME", help="PML-1.0, for weights under it that you bring")
+
+
 class at_least:  # noqa: N801 - argparse names the type in messages
     """Argparse type: a whole number of at least `least`."""
 

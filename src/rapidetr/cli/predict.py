@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 import rapidetr
 from rapidetr.cli.console import Console
-from rapidetr.cli.options import at_least, size_hw
+from rapidetr.cli.options import add_model_options, at_least, size_hw
 from rapidetr.cli.results import Results
 from rapidetr.core.detections import Detections
 from rapidetr.core.errors import ImageError, ImageMissing
@@ -54,13 +54,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def _add_model_options(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("model")
     group.add_argument("--model", default="nano", metavar="NAME|FILE", help="see `rapidetr models` (default: nano)")
-    group.add_argument("--variant", metavar="NAME", help="the model, where a file does not tell")
-    group.add_argument("--weights", choices=("pretrained", "random"), default="pretrained", help="random ones are for tests")
-    group.add_argument("--size", type=size_hw, metavar="SIZE", help="input size: 384, or 384x512 (height x width)")
-    group.add_argument("--decoder-layers", type=at_least(1), metavar="N", help="stop early: faster, less accurate")
-    group.add_argument("--queries", type=at_least(1), metavar="N", help="use fewer: faster, fewer detections")
-    group.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: float32")
-    group.add_argument("--accept-license", metavar="NAME", help="PML-1.0, for weights under it that you bring")
+    add_model_options(group)
 
 
 def run(args: Namespace, console: Console) -> int:

@@ -27,6 +27,7 @@ SEVERITIES = ("error", "warning", "note")
 # kind: severity, what it costs (n = count, of = what there is), what to do
 KINDS: dict[str, tuple[str, str, str]] = {
     "broken-file": ("error", "the {split} split cannot be used", "export it again"),
+    "empty-split": ("error", "the {split} split cannot be used", "add images to it, or remove it"),
     "unknown-image": ("error", "{n} annotations are lost", "list the image, or remove the annotations"),
     "wrong-class": ("error", "{n} annotations are lost", "add the class to the train split, or correct the number"),
     "bad-box": ("error", "{n} annotations are lost", "correct the numbers"),
@@ -165,6 +166,8 @@ def _read_splits(path: str | Path, format: str | None, found: Found) -> dict[str
         labels = next((d.labels for d in datasets.values()), None)
         try:
             datasets[split] = read_source(source, labels=labels, on_error="skip")
+            if not datasets[split].images:
+                found["empty-split", split, ""].append((f"{path} has a {split} split that lists no image", ""))
         except DatasetError as problem:
             found["broken-file", split, ""].append((str(problem), ""))
     for split in ("train", "valid", "test"):

@@ -80,7 +80,9 @@ def find(
         raise ConfigError(f"batch_size is {batch_size}; expected at least 1")
     load_library()  # before hours of predicting
     if not dataset.images:
-        raise DatasetError(f"the {dataset.split} split of {dataset.root} has no pictures; there is nothing to evaluate")
+        raise DatasetError(
+            f"the {dataset.split} split of {dataset.root} has no pictures to evaluate; add some, remove it, or name another split"
+        )
     class_of, notes = match_classes(detector.labels, dataset.labels)
     with_masks = detector.config.segmentation and dataset.has_outlines
     mine = [i for i in range(len(dataset)) if i // batch_size % ranks == rank]
