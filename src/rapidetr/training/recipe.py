@@ -43,7 +43,7 @@ class Recipe:
     class_weights: tuple[float, ...] | None = _told(None, "for every class: what missing such an object costs; default: 1")
     sum_group_losses: bool = _told(False, "do not divide the losses by the number of query groups")
     # optimizer
-    optimizer: str = _told("AdamW", "any name of torch.optim")
+    optimizer: str = _told("AdamW", "any name of torch.optim; Muon is ours, for matrices of any shape")
     optimizer_options: dict[str, Any] | None = _told(None, "its further arguments, as JSON")  # noqa: RUF009 - a field
     rates: str = _told("layered", "layered, or uniform: `lr` for all and no decay of vectors, for random weights")
     lr: float = _told(1e-4, "learning rate")
