@@ -11,6 +11,7 @@ import cases
 import numpy as np
 import pytest
 
+import rapidetr
 from rapidetr.checkpoints.file import Checkpoint, save_checkpoint
 from rapidetr.choice.measure import Trial
 from rapidetr.choice.rank import Answer
@@ -19,7 +20,9 @@ from rapidetr.core.preprocessing import Preprocessing
 from rapidetr.core.reports import SCHEMA, BenchReport, BenchRow, Latency
 from rapidetr.data.read import read_dataset
 from rapidetr.demo.dataset import write_dataset
+from rapidetr.deployment.registry import Registry
 from rapidetr.model.build import build
+from rapidetr.runtime.artifact import Manifest, write_artifact
 
 
 def report(folder: Path, model: str, ms: float, ap: float | None, *, usable: bool = True, batch: int = 1) -> Path:
@@ -131,6 +134,27 @@ def test_measured_now_and_resumed(run, data, model, monkeypatch):
     assert run(*words, 30)[0] == 0
     assert len(asked) == first  # another limit, the same measurements
     assert run(*words, 10)[0] == 1
+
+
+def test_artifacts_and_registries_take_part_with_their_own_values(run, data, model, monkeypatch, tmp_path):
+    detector = rapidetr.load(str(model), device="cpu", dtype="bfloat16", decoder_layers=1, queries=3)
+    write_artifact(tmp_path / "mine-bf16", {"best.safetensors": model}, Manifest.of(detector, source=model, parameters={}))
+    Registry(tmp_path / "registry").add(tmp_path / "mine-bf16")
+    asked: list[Candidate] = []
+
+    def fake(self: Trial, c: Candidate, step: str) -> Measured:
+        asked.append(c)
+        self.open(c)
+        return Measured(c, "screen", problem="enough")
+
+    monkeypatch.setattr(Trial, "measure", fake)
+    models = f"{model},{tmp_path / 'mine-bf16'},{tmp_path / 'registry' / 'current'}"
+    assert run("choose", "--data", data, "--models", models, "--decoder-layers", "2", "--engines", "torch", "--p95-ms", 50)[0] == 1
+    assert {(c.model, c.precision, c.decoder_layers, c.queries) for c in asked} == {
+        (str(model), "float32", 2, detector.config.queries),
+        (str(tmp_path / "mine-bf16"), "bfloat16", 1, 3),
+        (str(tmp_path / "registry" / "current"), "bfloat16", 1, 3),
+    }
 
 
 @pytest.mark.slow

@@ -63,6 +63,18 @@ class AnyGraph:
         """Nothing is."""
 
 
+@dataclass(frozen=True)
+class FixedGraph:
+    """The Offer of one artifact or exported file: its engine, its precision, and what is fixed in it."""
+
+    name: str
+    precisions: tuple[str, ...]
+    values: tuple[tuple[int, int], int, int]
+
+    def stored(self, model: str) -> tuple[tuple[int, int], int, int]:
+        return self.values
+
+
 def grid(
     models: Mapping[str, ModelConfig],
     offers: Iterable[Offer],

@@ -18,6 +18,7 @@ from rapidetr.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from rapidetr.choice.measure import Trial
+    from rapidetr.choice.search import Offer
     from rapidetr.core.config import ModelConfig
 
 EXAMPLES = """\
@@ -50,7 +51,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("measured now: every combination is a candidate")
     group.add_argument("--data", metavar="DATA", help="a dataset: COCO, YOLO or Pascal VOC")
     group.add_argument("--split", default="valid", help="train, valid or test (default: valid)")
-    group.add_argument("--models", type=several(str), metavar="M,M", help="names, checkpoint files or run folders")
+    group.add_argument("--models", type=several(str), metavar="M,M", help="names, checkpoint files, run folders, artifacts or .onnx files")
     group.add_argument("--sizes", type=several(size_hw), default=[], metavar="S,S", help="input sizes (default: the model's own)")
     group.add_argument("--decoder-layers", type=layers, default=[], metavar="N,N|all", help="(default: all that the model has)")
     group.add_argument("--queries", type=several(at_least(1)), default=[], metavar="N,N", help="(default: all that the model has)")
@@ -94,14 +95,14 @@ def from_reports(args: Namespace, level: ServiceLevel) -> Answer:
 
 def measured_now(args: Namespace, level: ServiceLevel, console: Console) -> Answer:
     """Search over the grid, with the journal in --out."""
-    from rapidetr.choice.search import AnyGraph, Journal, grid, search
+    from rapidetr.choice.search import Journal, grid, search
     from rapidetr.runtime.environment import describe_environment
     from rapidetr.runtime.lock import sha256_of, weights_file
 
     trial = trial_of(args)
-    offers = [AnyGraph(name, (precision,)) for name, precision in args.engines]
-    configs = {model: config_of(model, args) for model in args.models}
-    candidates = grid(configs, offers, sizes=args.sizes, decoder_layers=args.decoder_layers, queries=args.queries)
+    extents: dict[str, Any] = {"sizes": args.sizes, "decoder_layers": args.decoder_layers, "queries": args.queries}
+    found = [grid({model: config}, offers, **extents) for model in args.models for config, offers in [what_is(model, args)]]
+    candidates = sorted((c for part in found for c in part), key=lambda c: (c.extent, c.family))
     hashes = {model: sha256_of(weights_file(model)) for model in args.models}
     environment = describe_environment(trial.device)
     settings = {**trial.settings(), "processor": environment["processor"], "gpu": environment["gpu"]}
@@ -145,15 +146,23 @@ def trial_of(args: Namespace) -> Trial:
     )
 
 
-def config_of(model: str, args: Namespace) -> ModelConfig:
-    """What the network is: of a file or folder as it says, else of the table."""
+def what_is(model: str, args: Namespace) -> tuple[ModelConfig, list[Offer]]:
+    """What the network is, and what it runs on: --engines, or what an artifact or exported file was made for."""
+    from rapidetr.choice.search import AnyGraph, FixedGraph
     from rapidetr.core.config import variant
+    from rapidetr.runtime.artifact import find_artifact
 
-    if not Path(model).exists():
-        return variant(model)
+    free: list[Offer] = [AnyGraph(name, (precision,)) for name, precision in args.engines]
+    if not Path(model).exists() and not find_artifact(model):
+        return variant(model), free
     from rapidetr.runtime.load import load
 
-    return load(model, device="cpu", accept_license=args.accept_license).config
+    detector = load(model, device="cpu", accept_license=args.accept_license)
+    engine: Any = detector.engine
+    if not find_artifact(model) and engine.name == "torch":
+        return detector.config, free
+    values = (engine.size_hw, engine.decoder_layers or detector.config.decoder_layers, engine.queries or detector.config.queries)
+    return detector.config, [FixedGraph(engine.name, (engine.precision,), values)]
 
 
 def noise_note(args: Namespace) -> list[str]:
