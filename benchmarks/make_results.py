@@ -110,6 +110,24 @@ def parity(r: dict[str, Any]) -> str:
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 
 
+def harness(r: dict[str, Any]) -> str:
+    rows = [
+        f"The harness of `rapidetr bench` around both, {r['pictures']} photos, {r['threads']} threads; ratios of time with 95 % intervals:\n",
+        "| model | percentile | ours ms | official ms | ratio (interval) | verdict | blocks with noise, ours / official |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, m in r["models"].items():
+        found = m["comparison"]
+        noisy = " / ".join(str(len(found["unusable_blocks"][side])) for side in ("ours", "official"))
+        for p in ("p50", "p95"):
+            c = found[p]
+            interval = "-".join(f"{v:.2f}" for v in c["interval"])
+            rows.append(
+                f"| {name} | {p} | {c['ours_ms']} | {c['official_ms']} | {c['ratio']:.2f} ({interval}) | {c['verdict']} | {noisy} |"
+            )
+    return "\n".join(rows)
+
+
 TITLES = {
     "predict_vs_official": "predict against the official package",
     "startup": "Start-up",
@@ -117,10 +135,11 @@ TITLES = {
     "parity_vs_official": "Same detections as the official package on real photos",
     "train_vs_official": "Training steps against the official package",
     "loader_throughput": "Loader",
+    "bench_vs_official": "The benchmark's own harness around the official package",
 }
 WRITERS = {
     "predict_vs_official": predict, "startup": startup, "evaluate_vs_pycocotools": evaluation, "parity_vs_official": parity,
-    "train_vs_official": training, "loader_throughput": loader,
+    "train_vs_official": training, "loader_throughput": loader, "bench_vs_official": harness,
 }  # fmt: skip
 
 if __name__ == "__main__":
