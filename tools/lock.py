@@ -19,7 +19,7 @@ from pip._vendor.packaging.utils import canonicalize_name, parse_sdist_filename,
 
 ROOT = Path(__file__).resolve().parents[1]
 TORCH = "2.13.0"
-EXTRAS = "dev,test,train,eval,supervision,bench,loggers,onnx"
+EXTRAS = "dev,test,train,eval,supervision,bench,loggers,onnx,openvino,serve,video,ray,docs"
 HEAD = """# Made by tools/lock.py; do not edit. Installed by `make` (see the Makefile: torch first, the rest with --require-hashes).
 """
 
