@@ -17,7 +17,9 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 or mps (default: auto)")
     group.add_argument("--threads", type=at_least(1), metavar="N", help="CPU threads (default: torch decides)")
     group.add_argument("--seed", type=int, metavar="N", help="makes random choices reproducible")
-    group.add_argument("--out", metavar="FOLDER", help="where to write (predict: results; evaluate: a report; doctor: pictures)")
+    group.add_argument(
+        "--out", metavar="FOLDER", help="where to write (predict: results, or a video file; evaluate: a report; doctor: pictures)"
+    )
     group.add_argument("--quiet", action="store_true", help="print errors and, with --json, the document; nothing else")
     group.add_argument("--debug", action="store_true", help="show the trace of an error")
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 import rapidetr
+from rapidetr.cli import video_source
 from rapidetr.cli.console import Console
 from rapidetr.cli.options import add_model_options, at_least, size_hw
 from rapidetr.cli.results import Results
@@ -26,11 +27,12 @@ EXAMPLES = """\
   rapidetr predict street.jpg photos/ 'more/*.png' --model nano --threshold 0.4 --out results/ --save-json results.json
   rapidetr predict photos/ --model checkpoint_best_total.pth --classes person,car --no-pictures --json
   rapidetr predict aerial.tif --model large --tile 640x640 --overlap 0.3
-  rapidetr predict street.jpg --model seg-nano --size 312x624 --masks polygons --save-json results.json"""
+  rapidetr predict street.jpg --model seg-nano --size 312x624 --masks polygons --save-json results.json
+  rapidetr predict traffic.mp4 --track --out result.mp4 --save-json lines.jsonl"""
 
 
 def add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="pictures, folders, patterns and http(s) addresses")
+    parser.add_argument("sources", nargs="+", metavar="SOURCE", help="pictures, folders, patterns and http(s) addresses; or one video")
     _add_model_options(parser)
     group = parser.add_argument_group("what to keep")
     group.add_argument("--threshold", type=float, default=0.5, metavar="T", help="scores must lie above it (default: 0.5)")
@@ -49,6 +51,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--save-json", metavar="FILE", help="write what --json prints")
     group.add_argument("--masks", choices=("rle", "polygons", "none"), default="rle", help="form of masks in JSON (default: rle)")
     group.add_argument("--coco", metavar="FILE", help="write COCO results; FILE.images.json says which image_id is which picture")
+    video_source.add_video_options(parser)
 
 
 def _add_model_options(parser: ArgumentParser) -> None:
@@ -58,10 +61,12 @@ def _add_model_options(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace, console: Console) -> int:
+    limits = ImageLimits(max_pixels=args.max_pixels) if args.max_pixels else ImageLimits()
+    if video_source.has_video(args):
+        return video_source.run(args, console, limits, load, choices)
     sources, missing = find(args.sources)
     if not sources:
         raise ImageMissing("; ".join(missing.values()))
-    limits = ImageLimits(max_pixels=args.max_pixels) if args.max_pixels else ImageLimits()
     results = Results(args, console, sources, limits)
     detector = load(args)
     for note in detector.notes:
