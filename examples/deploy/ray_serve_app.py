@@ -1,0 +1,35 @@
+"""The HTTP app of `rapidetr serve` on Ray Serve.
+
+    serve run --app-dir examples/deploy ray_serve_app:app model=registry/current
+
+On a cluster this file lies in the image (see Containerfile), where every replica finds it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def make_app(model: str, threads: int | None = None) -> Any:
+    """A FastAPI app around one model, which it loads; called in each replica. A registry's pointer is followed."""
+    from rapidetr.runtime.artifact import find_artifact
+    from rapidetr.runtime.load import load
+    from rapidetr.serving.app import create_app
+    from rapidetr.serving.limits import ServeLimits
+    from rapidetr.serving.reload import Reloader, is_registry
+    from rapidetr.serving.served import serve_detector
+    from rapidetr.serving.service import Service
+
+    served = serve_detector(load(model, threads=threads), find_artifact(model))
+    service = Service(served, ServeLimits())
+    service.warm_up(served)
+    follow = Reloader(model, service, lambda folder: serve_detector(load(str(folder), threads=threads), folder))
+    return create_app(service, reloader=follow if is_registry(model) else None)
+
+
+def app(arguments: dict[str, str]) -> Any:
+    """What `serve run` starts; arguments are written name=value: model, least, most, gpus."""
+    from rapidetr.batch.ray_serve import deploy
+
+    replicas = int(arguments.get("least", 1)), int(arguments.get("most", 1))
+    return deploy("ray_serve_app:make_app", {"model": arguments["model"]}, replicas=replicas, gpus=float(arguments.get("gpus", 0)))

@@ -1,0 +1,123 @@
+"""Does shards: a small thing that travels to a process, and loads its model there when the first shard comes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Any
+
+from rapidetr.batch.inputs import Shard, Value, load_item
+from rapidetr.batch.job import PARTS, Place, Record, part_name, read_record, read_shard, record_name
+from rapidetr.batch.recipe import Recipe
+from rapidetr.batch.results import Row, encode_rows, row_of
+from rapidetr.batch.store import Store
+from rapidetr.core.errors import ImageError
+from rapidetr.pixels.decode import ImageLimits, Picture
+from rapidetr.runtime.load import load
+
+if TYPE_CHECKING:
+    from rapidetr.runtime.detector import Detector
+
+ATTEMPTS = 3  # of one shard in one run; a picture that kills its process would do so for ever
+KILLED = f"a process died on this or another picture of its shard, {ATTEMPTS} times; predict these with smaller shards"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a process must know. Nothing here changes results; `recipe` holds all that does."""
+
+    out: str
+    recipe: Recipe
+    model: str
+    masks: bool
+    run: str  # a name of this run of the job: attempts of earlier ones do not count
+    device: str = "auto"
+    threads: int | None = None
+    accept_license: str | None = None
+    batch_size: int = 8
+    prefetch: int = 2
+
+
+class Predictor:
+    """Picklable; used in one thread."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self._detector: Detector | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"plan": self.plan, "_detector": None}
+
+    @property
+    def detector(self) -> Detector:
+        if self._detector is None:
+            plan = self.plan
+            options = plan.recipe.loading()
+            self._detector = load(plan.model, device=plan.device, threads=plan.threads, accept_license=plan.accept_license, **options)
+        return self._detector
+
+    def predict_shard(self, place: Place) -> Record:
+        """The record of a shard that is done, and whose result file is in place; one that this run has done is not done again."""
+        plan, store = self.plan, Store(self.plan.out)
+        before = read_record(store, place.number) or {}
+        mine = before.get("run") == plan.run
+        if mine and before["state"] == "done":
+            return before
+        detector = self.detector  # loaded before the attempt counts
+        attempt = 1 + (before["attempt"] if mine else 0)
+        record: Record = {"number": place.number, "state": "started", "run": plan.run, "attempt": attempt}
+        store.write(record_name(place.number), json.dumps(record).encode())
+        shard = read_shard(store, place.offset, place.length)
+        if attempt > ATTEMPTS:
+            rows, errors = list[Row](), [_error(shard.first_id + i, shard.name(i), KILLED) for i in range(shard.count)]
+        else:
+            rows, errors = self.predict(shard, detector)
+        data = encode_rows(rows, plan.recipe.format, masks=plan.masks)
+        store.write(f"{PARTS}/{part_name(place.number, plan.recipe.format)}", data)
+        found = {"detections": sum(len(row["annotations"]) for row in rows), "errors": errors}
+        seal = {"count": shard.count, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        record = {**record, "state": "done", **seal, **found}
+        store.write(record_name(place.number), json.dumps(record).encode())
+        return record
+
+    def predict(self, shard: Shard, detector: Detector) -> tuple[list[Row], list[dict[str, Any]]]:
+        """(rows of good pictures, errors of the others), each in the order of the shard."""
+        options = self.plan.recipe.keeping()
+        rows, errors = list[Row](), list[dict[str, Any]]()
+        loaded = _load_ahead(shard, self._limits(), self.plan.prefetch)
+        while batch := list(islice(loaded, self.plan.batch_size)):
+            good = [(image_id, name, found) for image_id, name, found in batch if isinstance(found, Picture)]
+            errors += [_error(image_id, name, found) for image_id, name, found in batch if isinstance(found, str)]
+            detections = detector.predict([p for _, _, p in good], batch_size=len(good), **options) if good else []
+            rows += [row_of(d, image_id, name) for d, (image_id, name, _) in zip(detections, good, strict=True)]
+        return rows, errors
+
+    def _limits(self) -> ImageLimits:
+        pixels = self.plan.recipe.max_pixels
+        return ImageLimits() if pixels is None else replace(ImageLimits(), max_pixels=pixels)
+
+
+def _error(image_id: int, name: str, message: str) -> dict[str, Any]:
+    return {"image_id": image_id, "source": name, "message": message}
+
+
+def _load_ahead(shard: Shard, limits: ImageLimits, prefetch: int) -> Iterator[tuple[int, str, Picture | str]]:
+    """(image_id, name, picture or what is wrong with it), read and decoded by `prefetch` threads ahead of their use."""
+
+    def load_one(image_id: int, name: str, value: Value) -> tuple[int, str, Picture | str]:
+        try:
+            return image_id, name, load_item(name, value, limits)
+        except ImageError as problem:
+            return image_id, name, str(problem)
+
+    items = shard.items()
+    with ThreadPoolExecutor(max(prefetch, 1), "rapidetr-batch") as pool:
+        waiting = deque(pool.submit(load_one, *item) for item in islice(items, prefetch + 1))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(pool.submit(load_one, *item) for item in islice(items, 1))
