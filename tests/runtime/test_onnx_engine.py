@@ -22,7 +22,8 @@ from rapidetr.core.outputs import Geometry, RawOutput
 from rapidetr.core.preprocessing import Preprocessing
 from rapidetr.pixels.prepare import prepare
 from rapidetr.pixels.select import select
-from rapidetr.runtime.onnx_engine import OnnxEngine, open_onnx, prepare_bytes
+from rapidetr.runtime.graph_engine import prepare_bytes
+from rapidetr.runtime.onnx_engine import OnnxEngine, open_onnx
 
 RNG = np.random.default_rng(3)
 
@@ -202,7 +203,7 @@ def test_bytes(tmp_path: Path) -> None:
 
 
 def test_final_pairs_give_the_same_detections_as_raw_answers(tmp_path: Path) -> None:
-    from rapidetr.deployment.fold import best_pairs
+    from rapidetr.model.fold import best_pairs
 
     torch = pytest.importorskip("torch")
     boxes, logits = tables(20, 7)

@@ -16,7 +16,7 @@ from rapidetr.runtime.host import Sources, attempt, describe_memory, describe_pr
 
 VERSION = 1  # of the record
 PACKAGES = (
-    "torch", "numpy", "Pillow", "simplejpeg", "safetensors", "openvino", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino",
+    "torch", "numpy", "Pillow", "simplejpeg", "safetensors", "openvino", "nncf", "onnxruntime", "onnxruntime-gpu", "onnxruntime-openvino",
     "tensorrt", "nvidia-ml-py",
 )  # fmt: skip
 # exact names besides whole families, so that neither secrets nor folders of this machine get into the record
