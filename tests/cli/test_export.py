@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 
 import rapidetr
+from rapidetr.cli.export import WRITERS, calibration
 from rapidetr.deployment.export_onnx import Exported
+from rapidetr.deployment.package import Package
 
 GOOD = Exported("x.onnx", 2_000_000, 3.2, 20, 10, (64, 64), 2, 20, "normalized", "raw", 6, 6, 0.0, 1e-5, 1e-6, None)
 
@@ -65,7 +67,59 @@ def test_nothing_is_replaced_by_accident(run, model, calls, tmp_path):
     assert (status, calls) == (2, [])
     assert "exists already; choose another --out, or replace it with --force" in err
     assert run("export", model, "--force")[0] == 0
-    assert run("export", model, "--format", "openvino")[0] == 2  # only what works is offered
+
+
+def test_each_format_takes_its_own_options(run, model, monkeypatch, tmp_path):
+    seen = []
+
+    def writer(format):
+        def export(detector, path, **options):
+            seen.append((format, path.parts, options))
+            return Package(str(path), format, {"a.txt": 3}, notes=("not run",))
+
+        return export
+
+    for format, place in WRITERS.items():
+        module, _, name = place.partition(":")
+        if format != "onnx":
+            pytest.importorskip("openvino") if format == "openvino" else None
+            monkeypatch.setattr(f"{module}.{name}", writer(format))
+    cut = ["--size", "64", "--decoder-layers", "1", "--queries", "9"]
+    assert run("export", model, "--format", "roboflow", "--backend", "torch", "--max-batch", 4, *cut)[0] == 0
+    assert run("export", model, "--format", "triton", "--outputs", "final", *cut)[0] == 0
+    assert run("export", model, "--format", "tensorrt", "--opset", 18, "--force")[0] == 0
+    assert run("export", model, "--format", "openvino", "--precision", "bfloat16", "--out", "there")[0] == 0
+    status, out, _ = run("export", model, "--format", "hf", "--json")
+    told = {"size_hw": (64, 64), "decoder_layers": 1, "queries": 9}
+    assert seen == [
+        ("roboflow", ("exported", "tiny_det-roboflow"), {**told, "backend": "torch", "max_batch": 4, "force": False}),
+        ("triton", ("exported", "tiny_det-triton"), {**told, "outputs": "final", "name": "tiny_det", "force": False}),
+        ("tensorrt", ("exported", "tiny_det-tensorrt"), {"opset": 18, "force": True}),
+        ("openvino", ("there", "tiny_det-openvino"), {"precision": "bfloat16"}),
+        ("hf", ("exported", "tiny_det-hf"), {"force": False}),
+    ]
+    record = json.loads(out)
+    assert (status, record["format"], record["files"], record["notes"]) == (0, "hf", {"a.txt": 3}, ["not run"])
+
+
+def test_options_of_other_formats_are_refused_by_name(run, model, calls):
+    refused = {
+        ("hf", "--opset", "18"): "--opset is for onnx, tensorrt, triton, not for hf; leave it out",
+        ("onnx", "--backend", "torch"): "--backend is for roboflow, not for onnx; leave it out",
+        ("triton", "--precision", "int8"): "--precision is for openvino, not for triton; leave it out",
+        ("openvino", "--precision", "int8"): "--precision int8 and --calibrate FOLDER go together; give both or neither",
+        ("openvino", "--calibrate", "photos"): "--precision int8 and --calibrate FOLDER go together; give both or neither",
+    }
+    for (format, *words), message in refused.items():
+        assert run("export", model, "--format", format, *words) == (2, "", f"rapidetr: error: {message}\n")
+    assert calls == []
+
+
+def test_calibration_takes_pictures_from_the_whole_folder(pictures, monkeypatch):
+    monkeypatch.setattr("rapidetr.cli.export.CALIBRATION_PICTURES", 2)
+    assert [p.shape for p in calibration(str(pictures))] == [(40, 60, 3), (70, 50, 3)]
+    monkeypatch.setattr("rapidetr.cli.export.CALIBRATION_PICTURES", 9)
+    assert len(calibration(str(pictures))) == 3
 
 
 @pytest.mark.slow

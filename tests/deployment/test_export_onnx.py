@@ -18,9 +18,9 @@ from rapidetr.core.errors import BackendMissing, ConfigError
 from rapidetr.core.labels import LabelSpace
 from rapidetr.core.preprocessing import Preprocessing
 from rapidetr.deployment.export_onnx import BOXES, Exported, _measure, _noise, export_onnx
-from rapidetr.deployment.fold import Folded
+from rapidetr.model.fold import Folded
 from rapidetr.runtime.detector import Detector
-from rapidetr.runtime.onnx_engine import RAW
+from rapidetr.runtime.graph_engine import RAW
 from rapidetr.runtime.torch_engine import TorchEngine
 
 FEED = Preprocessing(mean=(0.3, 0.4, 0.5), std=(0.2, 0.3, 0.4))

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rapidetr.checkpoints.adapt import adapt, drop_training_groups
 from rapidetr.checkpoints.configure import configure, label_space
-from rapidetr.checkpoints.huggingface import PROJECTOR_EPS, contents_of, is_huggingface
+from rapidetr.checkpoints.huggingface import completed, contents_of, is_huggingface
 from rapidetr.checkpoints.table import from_ours, mismatch_text, to_ours
 from rapidetr.checkpoints.unpickle import Contents, containers, read_torch_file, sniff
 from rapidetr.checkpoints.weights import WEIGHTS
@@ -178,8 +178,7 @@ def _open_safetensors(path: Path, model: str | None) -> Checkpoint:
     if "rapidetr" in metadata:
         return _ours(path, state, metadata["rapidetr"], model)
     if is_huggingface(state):
-        checkpoint = _from_official(contents_of(state, path), model, path)
-        return replace(checkpoint, config=replace(checkpoint.config, projector_eps=PROJECTOR_EPS))
+        return completed(_from_official(contents_of(state, path), model, path), path)
     return _from_official(containers(dict(state), path), model, path)
 
 

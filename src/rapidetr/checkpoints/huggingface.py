@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,9 +15,17 @@ from torch import Tensor
 from rapidetr.checkpoints.table import names_of
 from rapidetr.checkpoints.unpickle import Contents
 from rapidetr.core.config import VARIANTS
+from rapidetr.core.errors import CheckpointError, ConfigError
+from rapidetr.core.labels import LabelSpace
+from rapidetr.core.preprocessing import Preprocessing
 from rapidetr.model.build import build_empty
 
-PROJECTOR_EPS = 1e-5  # norms inside the projector; the official package has 1e-6
+if TYPE_CHECKING:
+    from rapidetr.checkpoints.file import Checkpoint
+
+KEY = "rapidetr"  # in config.json: what the port's own fields cannot hold
+PROJECTOR_EPS = 1e-5  # default of norms inside the projector; the official package has 1e-6
+_UNNAMED = re.compile(r"(LABEL_\d+|N/A|)")
 _CONFIG_LIMIT = 8 << 20  # bytes of config.json
 
 
@@ -25,18 +34,56 @@ def is_huggingface(state: Mapping[str, Tensor]) -> bool:
 
 
 def contents_of(state: dict[str, Tensor], path: Path) -> Contents:
-    """The same weights under official names; windows, size and class names from config.json beside the file."""
-    beside = _read_json(path.with_name("config.json"))
-    backbone = beside.get("backbone_config") or {}
+    """The same weights under official names; windows and size from the files beside it."""
+    backbone = _backbone(_read_json(path.with_name("config.json")))
     if "model.model.query_feat.weight" in state:  # the segmentation model nests the detector
         state = {n.removeprefix("model."): t for n, t in state.items()}
     official = _to_official_names(state)
-    args: dict[str, Any] = {"num_windows": backbone.get("num_windows"), "resolution": backbone.get("image_size")}
-    labels = beside.get("id2label") or {}
-    names = [str(labels[k]) for k in sorted(labels, key=int)] if all(str(k).isdigit() for k in labels) else []
-    if names and not all(n.startswith("LABEL_") for n in names) and len(names) < len(official.get("class_embed.bias", ())):
-        args["class_names"] = names
+    args = {"num_windows": backbone.get("num_windows"), "resolution": _resolution(backbone, path)}
     return Contents(state=official, args=args, model_config=None, model_name=None, version=None, kind="huggingface")
+
+
+def completed(checkpoint: Checkpoint, path: Path) -> Checkpoint:
+    """With what config.json beside the file says: epsilon, classes and, in files that this package wrote, preprocessing and licence.
+
+    CheckpointError for a config.json that contradicts the weights.
+    """
+    record = _read_json(path.with_name("config.json"))
+    own = record.get(KEY)
+    try:
+        config = replace(checkpoint.config, projector_eps=float(record.get("layer_norm_eps", PROJECTOR_EPS)))
+        if not isinstance(own, dict):
+            return replace(checkpoint, config=config, labels=_labels(record, config.class_rows) or checkpoint.labels)
+        labels, feed = LabelSpace.from_dict(own["labels"]), Preprocessing.from_dict(own["preprocessing"])
+        if labels.head_rows != config.class_rows:
+            raise ConfigError(f"labels for {labels.head_rows} rows, a head of {config.class_rows}")
+    except (ConfigError, KeyError, TypeError, ValueError) as problem:
+        raise CheckpointError(f"{path.with_name('config.json')}: damaged: {str(problem) or type(problem).__name__}") from None
+    return replace(checkpoint, config=config, labels=labels, preprocessing=feed, license=checkpoint.license or str(own.get("license", "")))
+
+
+def _labels(record: dict[str, Any], rows: int) -> LabelSpace | None:
+    """Classes of the rows that `id2label` names; None where it names none."""
+    told = record.get("id2label")
+    names = {int(row): str(name) for row, name in told.items()} if isinstance(told, dict) else {}
+    named = sorted(row for row, name in names.items() if row < rows and not _UNNAMED.fullmatch(name))
+    return LabelSpace(tuple(names[row] for row in named), tuple(named), tuple(named), rows) if named else None
+
+
+def _backbone(record: dict[str, Any]) -> dict[str, Any]:
+    inner = record.get("backbone_config")
+    return inner if isinstance(inner, dict) else {}
+
+
+def _resolution(backbone: dict[str, Any], path: Path) -> Any:
+    """The running size, if told: that of preprocessor_config.json, else that of the position grid where the network can run at it."""
+    size = _read_json(path.with_name("preprocessor_config.json")).get("size")
+    if isinstance(size, dict) and {"height", "width"} <= set(size):
+        return [size["height"], size["width"]]
+    side, patch, windows = (backbone.get(name) for name in ("image_size", "patch_size", "num_windows"))
+    if isinstance(side, int) and isinstance(patch, int) and isinstance(windows, int) and patch * windows and side % (patch * windows):
+        return None
+    return side
 
 
 def _to_official_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

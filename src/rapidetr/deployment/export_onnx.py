@@ -21,19 +21,20 @@ from rapidetr.checkpoints.file import write_atomically
 from rapidetr.core.config import ModelConfig
 from rapidetr.core.errors import BackendMissing, ConfigError
 from rapidetr.core.preprocessing import Preprocessing
-from rapidetr.deployment.fold import Folded, best_pairs
+from rapidetr.deployment.taps import Tapped
+from rapidetr.model.fold import Folded, best_pairs
 from rapidetr.model.rfdetr import RfDetr
 from rapidetr.pixels.prepare import normalization
 from rapidetr.runtime.detector import Detector
+from rapidetr.runtime.graph_engine import FINAL, RAW
 from rapidetr.runtime.load import load
-from rapidetr.runtime.onnx_engine import FINAL, RAW
 from rapidetr.runtime.onnx_file import HEADER_VERSION, KEY
 
 INPUTS, OUTPUTS = ("normalized", "uint8"), ("raw", "final")
 OPSETS, IR_VERSION = range(18, 23), 10  # what torch writes without conversion, and clients such as Roboflow's still read
 BATCHES = (1, 2, 3)
 LOGITS, BOXES, MASKS = 1e-3, 1e-4, 1e-2  # "close": ten times what rounding in fp32 was seen to do
-_TAPS = ("raw_dets", "raw_logits")  # outputs of "final" while it is measured
+_RAW = ("raw_dets", "raw_logits")  # outputs of "final" while it is measured, and with taps
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,15 @@ def export_onnx(
     inputs: str = "normalized",
     outputs: str = "raw",
     opset: int = 20,
+    taps: bool = False,
 ) -> Exported:
     """Write `path`, an .onnx file of any batch size, and say how far it is from the source; atomic.
 
     `source`: a torch Detector, or what `rapidetr.load` takes. `inputs`: "normalized" is float32 [B, C, H, W], "uint8" is
     [B, H, W, C] RGB. `outputs`: "raw" is dets [B, Q, 4] (centre and size in units of the picture), labels [B, Q, C] (logits) and
     masks; "final" is the best Q pairs of query and row (`fold.best_pairs`): boxes, scores, labels, queries and masks, before any
-    threshold. Size, layers and queries are the detector's unless told. BackendMissing without onnx, onnxruntime and onnxscript;
+    threshold. Size, layers and queries are the detector's unless told. `taps` adds what deployment/taps.py names after the
+    outputs, for `rapidetr diff`; the file is slower then. BackendMissing without onnx, onnxruntime and onnxscript;
     ConfigError for arguments out of range.
     """
     path, began = Path(path), time.perf_counter()
@@ -110,7 +113,15 @@ def export_onnx(
     feed = detector.preprocessing if inputs == "uint8" else None
     folded = Folded(network, size_hw=config.size_hw, preprocessing=feed, **cut).eval()
     names = (*(RAW if outputs == "raw" else FINAL), *(("masks",) if config.segmentation else ()))
-    model = _trace(folded if outputs == "raw" else _Final(folded).eval(), _noise(config, 2, feed)[0], names, opset)
+    whole: nn.Module = folded if outputs == "raw" else _Final(folded).eval()
+    extra = () if outputs == "raw" else _RAW
+    example = _noise(config, 2, feed)[0]
+    if taps:
+        whole = tapped = Tapped(whole, folded).eval()
+        with torch.no_grad():
+            tapped(example)
+        extra = (*extra, *tapped.names)
+    model = _trace(whole, example, (*names, *extra), opset)
     graph: dict[str, Any] = {"inputs": inputs, "outputs": outputs, "size_hw": list(config.size_hw), "opset": opset}
     graph |= {"decoder_layers": len(folded.layers), "queries": folded.queries}
     header = {
@@ -124,7 +135,8 @@ def export_onnx(
     }
     _finish(model, names, header)
     errors = _measure(model, network, names, folded, feed)
-    del model.graph.output[len(names) :]
+    if not taps:
+        del model.graph.output[len(names) :]
     write_atomically(path, lambda part: part.write_bytes(_checked(model)))
     return Exported(
         path=str(path),
@@ -170,7 +182,7 @@ def _trace(module: nn.Module, example: Tensor, names: tuple[str, ...], opset: in
                 dynamo=True,
                 opset_version=opset,
                 input_names=["input"],
-                output_names=[*names, *(_TAPS if isinstance(module, _Final) else ())],
+                output_names=list(names),
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
                 external_data=False,
                 verbose=False,
@@ -217,7 +229,8 @@ def _measure(model: Any, network: RfDetr, names: tuple[str, ...], folded: Folded
     tapped = onnx.ModelProto()
     tapped.CopyFrom(model)
     chosen = next(node for node in tapped.graph.node if node.op_type == "TopK").output[1]  # the first chooses tokens
-    tapped.graph.output.append(onnx.helper.make_tensor_value_info(chosen, onnx.TensorProto.INT64, None))
+    if chosen not in [output.name for output in tapped.graph.output]:  # with taps it is one already
+        tapped.graph.output.append(onnx.helper.make_tensor_value_info(chosen, onnx.TensorProto.INT64, None))
     session = onnxruntime.InferenceSession(tapped.SerializeToString(), providers=["CPUExecutionProvider"])
     found_names = [output.name for output in session.get_outputs()]
     seen: dict[str, Tensor] = {}
@@ -234,7 +247,7 @@ def _measure(model: Any, network: RfDetr, names: tuple[str, ...], folded: Folded
         same = (found[chosen] == seen["tokens"]).all(1)
         apart = seen["scores"].gather(1, found[chosen]) - seen["scores"].gather(1, seen["tokens"])
         gap = max(gap, float(apart.abs().max()))
-        boxes, logits = (found[name] for name in (_TAPS if "scores" in names else RAW))
+        boxes, logits = (found[name] for name in (_RAW if "scores" in names else RAW))
         masks = [(found["masks"], want.masks)] if "masks" in names else []
         if "scores" in names:  # the pairs, too, are those of the network
             picture = torch.arange(count)[:, None]
