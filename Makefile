@@ -1,4 +1,4 @@
-# make demo | test | test-fast | test-external | check | bench | lock
+# make demo | test | test-fast | test-external | check | docs | bench | lock
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ OUT ?= demo-out
 # two test processes of one thread each: two of two threads would fight over two cores
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: demo test test-fast test-external check bench lock clean
+.PHONY: demo test test-fast test-external check docs bench lock clean
 
 # Everything from the lock file, hashes checked; torch apart, since its CPU and CUDA builds differ and carry no hash there.
 $(READY): requirements.lock pyproject.toml
@@ -27,15 +27,22 @@ test: check $(READY)
 test-fast: $(READY)
 	$(PYTEST) -m "not external and not slow"
 
-# Tests that need a browser, Ray, Roboflow's client or a logger.
+# Tests that need a browser, Ray, Roboflow's client or a logger. What cannot be installed here is skipped by its test, with the reason.
 test-external: $(READY)
-	@if grep -rqs "mark.external" tests; then OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m external; \
-	else echo "no test is marked external so far"; fi
+	@test -d examples/web/node_modules || (cd examples/web && npm ci --silent) || echo "npm is missing or failed"
+	@test -x "$${RAPIDETR_CHROMIUM:-/usr/bin/chromium}" || { test "$$(id -u)" = 0 && apt-get update -qq \
+	&& apt-get install -y -qq --no-install-recommends chromium > /dev/null; } || echo "no chromium"
+	@test -f .venv-roboflow/.ready || PYTHON=$(PYTHON) bash tools/roboflow_env.sh .venv-roboflow || echo "no Roboflow client"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m external --durations=10
 
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation as a folder of pages, site/; a broken link is an error.
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(READY)
 	$(BIN)/python benchmarks/startup.py
