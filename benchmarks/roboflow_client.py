@@ -3,7 +3,8 @@
     tools/roboflow_env.sh .venv-roboflow; .venv/bin/python benchmarks/roboflow_client.py
 
 Both sides get the same pictures and threshold and resize with the antialiased filter. Each of ours is paired with the nearest box of
-the same class whose score is rounding away; boxes of the client are whole pixels. Random networks (seeded) show layouts for which no trained file is here.
+the same class whose score is rounding away; boxes of the client are whole pixels. Random networks (seeded) show layouts for which no
+trained file is here.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 __all__ = [
     "Detections", "Detector", "LabelSpace", "Masks", "ModelConfig", "RapidetrError", "Recipe", "Run", "build", "list_models", "load",
-    "train",
+    "optimize", "train",
 ]  # fmt: skip
 
 _HOMES = {
@@ -31,6 +31,7 @@ _HOMES = {
     "build": "rapidetr.model.build",
     "list_models": "rapidetr.core.config",
     "load": "rapidetr.runtime.load",
+    "optimize": "rapidetr.deployment.optimize",
     "train": "rapidetr.training.run",
 }
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from rapidetr.core.errors import RapidetrError
     from rapidetr.core.labels import LabelSpace
     from rapidetr.core.masks import Masks
+    from rapidetr.deployment.optimize import optimize
     from rapidetr.model.build import build
     from rapidetr.runtime.detector import Detector
     from rapidetr.runtime.load import load

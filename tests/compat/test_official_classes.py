@@ -250,9 +250,6 @@ def test_keypoints_are_not_there_yet() -> None:
     ("name", "text"),
     [
         ("export", "exporting comes later; .detector.save('mine.safetensors') keeps the weights"),
-        ("inference", "faster engines come later; predict() needs no preparation, leave the call out"),
-        ("optimize_for_inference", "faster engines come later; predict() needs no preparation, leave the call out"),
-        ("remove_optimized_model", "nothing is optimized in place; leave the call out"),
         ("export_for_roboflow", "Roboflow bundles come later; `rapidetr convert IN OUT.pth` writes an official file"),
         ("deploy_to_roboflow", "uploads come later; `rapidetr convert IN OUT.pth` writes an official file"),
     ],

@@ -26,7 +26,10 @@ DOORS: dict[str, set[str]] = {
     "demo": {"core", "data"},
     "bench": {"core", "data", "runtime", "evaluation", "draw"},
     "choice": {"core", "data", "runtime", "evaluation", "bench"},
-    "deployment": {"core", "pixels", "model", "checkpoints", "data", "runtime", "evaluation", "bench"},
+    "deployment": {"core", "pixels", "model", "checkpoints", "data", "runtime", "evaluation", "bench", "demo"},
+    "serving": {"core", "pixels", "runtime"},
+    "batch": {"core", "pixels", "runtime"},
+    "video": {"core", "pixels", "runtime", "draw"},
 }
 ALL = {p.name for p in PACKAGE.iterdir() if p.is_dir() and not p.name.startswith("_")}
 FREE = {"compat", "cli"}  # may import everything; nothing imports them

@@ -21,8 +21,10 @@ from rapidetr.compat.keywords import LATER, TRAINING, check_keywords, describe
 from rapidetr.compat.results import relabel, to_official
 from rapidetr.core.config import variant
 from rapidetr.core.errors import ConfigError, NotSupportedYet
+from rapidetr.deployment.technique import TECHNIQUES, precision_of
 from rapidetr.pixels.decode import load_picture
 from rapidetr.runtime.detector import Detector
+from rapidetr.runtime.folded_engine import PRECISIONS
 from rapidetr.runtime.load import load
 from rapidetr.runtime.torch_engine import TorchEngine
 
@@ -45,6 +47,7 @@ class RFDETR:
     """What all official classes share. `detector` is the native Detector inside, with everything that the official API lacks."""
 
     size = ""  # such as "rfdetr-nano"
+    optimized: Detector | None = None  # what `predict` uses after `optimize_for_inference`, with its `verdict`
 
     def __init__(self, *, trust_checkpoint: bool = False, **keywords: Any) -> None:
         """A model with official weights; `pretrain_weights` names another file, None starts from random weights.
@@ -87,6 +90,7 @@ class RFDETR:
             self._checkpoint = replace(fitted, state={}, notes=(*detector.notes, *fitted.notes))
             self.detector = self._at(detector.size_hw, fitted.network())
         self._untrained = self.detector
+        self.optimized = None
 
     def _at(self, size_hw: tuple[int, int], network: Any) -> Detector:
         """A detector of this model's settings at another input size or around another network."""
@@ -110,7 +114,9 @@ class RFDETR:
             raise ConfigError(f"patch_size is {patch_size}; this network has {self.detector.config.patch_size}; leave it out")
         several = isinstance(images, list | tuple)
         pictures = [load_picture(image).pixels for image in (images if several else [images])]
-        detector = self.detector if shape is None else self._at(_pair(shape), self.detector.model)
+        detector = self.optimized or self.detector
+        if shape is not None and _pair(shape) != detector.size_hw:  # an optimized detector has one size
+            detector = self._at(_pair(shape), self.detector.model)
         found = detector.predict(pictures, threshold, batch_size=_BATCH, include_unnamed=True, max_detections=self.model_config.num_select)
         results = [to_official(one, p if include_source_image else None) for one, p in zip(found, pictures, strict=True)]
         return results if several else results[0]
@@ -177,12 +183,40 @@ class RFDETR:
         detector = self.detector if side is None else self._at((side, side), self.detector.model)
         return scores.evaluate(f"{type(self).__name__}.evaluate", detector, split, keywords)
 
+    def optimize_for_inference(self, compile: bool = True, batch_size: int = 1, dtype: str | torch.dtype = torch.float32) -> None:
+        """From now on `predict` uses the fastest engine of precision `dtype` that agrees with this model on 32 rendered scenes.
+
+        Without `compile` none is tried that torch compiles at every load. Any number of pictures works afterwards, whatever
+        `batch_size`, and any `shape`: at another size than this model's `predict` runs the plain network. `optimized` is the detector
+        in use, None where nothing was faster and agreed; what was found is printed. `train` and `remove_optimized_model` end it.
+        """
+        kind = str(dtype).removeprefix("torch.")
+        if kind not in PRECISIONS or batch_size < 1:
+            raise ConfigError(f"dtype is {dtype}, batch_size {batch_size}; expected {', '.join(PRECISIONS)}, and at least 1")
+        names = [name for name in TECHNIQUES if precision_of(name) == kind and (compile or "compile" not in name)]
+        found = self.detector.optimize_for_inference(techniques=names)
+        self.optimized = found if found.engine is not self.detector.engine else None
+        for note in found.notes[len(self.detector.notes) :]:
+            print(f"{type(self).__name__}.optimize_for_inference: {note}", file=sys.stderr)
+
+    def inference(
+        self,
+        compile: bool = True,
+        batch_size: int = 1,
+        dtype: str | torch.dtype = torch.float32,
+        *,
+        inplace: bool = False,
+        compile_backend: str = "torchscript",
+    ) -> None:
+        """The later official name of `optimize_for_inference`. `inplace` and `compile_backend` change nothing: the plain network stays
+        for training, and the engine is the one that was measured to be fastest."""
+        self.optimize_for_inference(compile, batch_size, dtype)
+
+    def remove_optimized_model(self) -> None:
+        """`predict` uses the plain network again."""
+        self.optimized = None
+
     export = _later("export", "exporting comes later; .detector.save('mine.safetensors') keeps the weights")
-    inference = _later("inference", "faster engines come later; predict() needs no preparation, leave the call out")
-    optimize_for_inference = _later(
-        "optimize_for_inference", "faster engines come later; predict() needs no preparation, leave the call out"
-    )
-    remove_optimized_model = _later("remove_optimized_model", "nothing is optimized in place; leave the call out")
     export_for_roboflow = _later(
         "export_for_roboflow", "Roboflow bundles come later; `rapidetr convert IN OUT.pth` writes an official file"
     )

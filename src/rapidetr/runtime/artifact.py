@@ -44,6 +44,9 @@ PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")  # a name that stays inside 
 LOADERS = {
     "torch": "rapidetr.runtime.load:open_torch",
     "onnxruntime": "rapidetr.runtime.onnx_engine:open_artifact_onnx",
+    "openvino": "rapidetr.runtime.openvino_engine:open_artifact_openvino",
+    "torch-folded": "rapidetr.runtime.folded_engine:open_artifact_folded",
+    "torch-compile": "rapidetr.runtime.folded_engine:open_artifact_folded",
 }
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
@@ -26,6 +28,7 @@ from rapidetr.runtime.engine import Engine
 
 if TYPE_CHECKING:
     from rapidetr.checkpoints.file import Checkpoint
+    from rapidetr.deployment.verdict import Verdict
     from rapidetr.model.rfdetr import RfDetr
     from rapidetr.runtime.artifact import Facts
 
@@ -73,6 +76,8 @@ class _Options:
 
 class Detector:
     """Made by `rapidetr.load`. Threads may share one: predicting changes nothing in it."""
+
+    verdict: Verdict | None = None  # of the gate, on a detector that was optimized
 
     def __init__(self, engine: Engine, checkpoint: Checkpoint | Facts) -> None:
         self.engine = engine
@@ -225,6 +230,24 @@ class Detector:
         state = self.model.state_dict()
         checkpoint = Checkpoint(state, known.config, known.labels, known.preprocessing, known.license, known.provenance, known.notes)
         return save_checkpoint(checkpoint.deployed() if deploy else checkpoint, path)
+
+    def optimize_for_inference(
+        self, images: Iterable[Any] | None = None, *, techniques: Sequence[str] | None = None, threads: int | None = None
+    ) -> Detector:
+        """A new Detector: the best engine known for this machine; this one stays as it is. Takes a minute or two a technique.
+
+        Candidates must agree with this detector on `images`, else on 32 rendered scenes, and be measurably faster. `.verdict` and
+        `.notes` say what was found; where nothing was accepted the new one runs as this one does. `techniques`: docs/deploy.md.
+        """
+        forward = import_module("rapidetr.deployment.optimize").optimize_for_inference
+        optimized: Detector = forward(self, images, techniques=techniques, threads=threads)
+        return optimized
+
+    def judged(self, verdict: Verdict | None, *notes: str) -> Detector:
+        """The same with a verdict and further notes; the engine is shared."""
+        other = copy.copy(self)
+        other.verdict, other._checkpoint = verdict, replace(self._checkpoint, notes=(*self.notes, *notes))
+        return other
 
     def __repr__(self) -> str:
         c, e = self.config, self.engine

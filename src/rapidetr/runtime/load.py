@@ -151,7 +151,8 @@ def _pretrained(source: str | Path, model: str | None, accept_license: str | Non
     path = Path(source)
     if not only_a_name(source) and (path.suffix in _SUFFIXES or path.exists()):
         if path.is_dir():
-            path = path / "best.safetensors"
+            theirs = path / "model.safetensors"  # a folder of transformers
+            path = theirs if theirs.exists() and (path / "config.json").exists() else path / "best.safetensors"
             if not path.exists():
                 raise NotSupportedYet(
                     f"{source}: is a folder without {path.name}; name a checkpoint file, or a run folder after its first epoch"

@@ -14,8 +14,8 @@ from rapidetr.core.errors import ConfigError
 from rapidetr.core.labels import LabelSpace
 from rapidetr.core.outputs import Geometry, RawOutput
 from rapidetr.core.preprocessing import Preprocessing
-from rapidetr.deployment.fold import Folded, best_pairs
 from rapidetr.model.build import build
+from rapidetr.model.fold import Folded, best_pairs
 from rapidetr.model.rfdetr import RfDetr
 from rapidetr.pixels.prepare import prepare
 from rapidetr.pixels.select import select

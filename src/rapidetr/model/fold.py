@@ -24,10 +24,10 @@ from torch.nn import functional as F
 
 from rapidetr.core.config import ModelConfig
 from rapidetr.core.preprocessing import Preprocessing
-from rapidetr.deployment.products import after_norm, on_affine, on_bytes, on_waves, plain, product, query_scaled, scaled, stacked
 from rapidetr.model.boxes import exact, refine
 from rapidetr.model.decoder import DecoderLayer
 from rapidetr.model.deformable import sample
+from rapidetr.model.products import after_norm, on_affine, on_bytes, on_waves, plain, product, query_scaled, scaled, stacked
 from rapidetr.model.proposals import GroupHead, anchor_boxes
 from rapidetr.model.rfdetr import RfDetr
 from rapidetr.model.vit import Block, Vit

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rapidetr.core.preprocessing import Preprocessing
-from rapidetr.pixels.prepare import normalization
 
 
 def product(weight: Tensor, bias: Tensor) -> nn.Linear:
@@ -55,7 +55,8 @@ def query_scaled(layer: nn.Linear, width: int, heads: int) -> nn.Linear:
 
 def on_bytes(patch: nn.Conv2d, preprocessing: Preprocessing) -> nn.Conv2d:
     """The patch embedding of (bytes / 255 - mean) / std, taking bytes."""
-    mean, std = (torch.from_numpy(v).double() for v in normalization(preprocessing, patch.in_channels))
+    # as pixels/prepare.py has them: in fp32, repeated where there are more channels than entries
+    mean, std = (torch.from_numpy(np.resize(np.float32(v), patch.in_channels)).double() for v in (preprocessing.mean, preprocessing.std))
     folded = deepcopy(patch)
     folded.weight.copy_(patch.weight / (255 * std)[:, None, None])
     assert folded.bias is not None
