@@ -18,7 +18,9 @@ from rapidetr.core.errors import CheckpointMissing
 pytestmark = [
     pytest.mark.external,
     # Ray drops handles of processes that it started and still wants
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning"),
+    pytest.mark.filterwarnings(
+        "ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning", "ignore:`use_:DeprecationWarning:ray"
+    ),
 ]
 Start = Callable[..., tuple[Job, Predictor]]
 ONE = Pool(cpus=1)

@@ -13,6 +13,7 @@ from typing import Any
 
 from rapidetr.batch.job import Job, Place, Record
 from rapidetr.batch.predictor import Plan, Predictor
+from rapidetr.core import errors
 from rapidetr.core.errors import BackendMissing, ConfigError, RapidetrError
 from rapidetr.pixels.read import one_line
 
@@ -59,11 +60,11 @@ def run_on_ray(job: Job, predictor: Predictor, pool: Pool) -> Iterator[Record]:
         resources = {"num_gpus": pool.gpus} if pool.gpus else {"num_cpus": pool.cpus}
         options = {"compute": strategy, "fn_constructor_args": (predictor,), **resources}
         done = places.map_batches(Worker, batch_size=1, batch_format="numpy", **options)
-        try:
-            for row in done.iter_rows():
-                yield row["record"]
-        except Exception as problem:
-            raise _reason(problem) from problem
+        for row in done.iter_rows():
+            if row["refused"]:  # Ray would wrap it in others, and lose it on the way between processes
+                kind, _, told = row["refused"].partition(" ")
+                raise getattr(errors, kind, RapidetrError)(told)
+            yield row["record"]
 
 
 class Worker:
@@ -73,8 +74,12 @@ class Worker:
         self.predictor = predictor
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A record for each shard, or what refuses to go on: the name of an error of ours, and its message."""
         places = [Place(*map(int, values)) for values in zip(*(batch[name] for name in Place.__annotations__), strict=True)]
-        return {"record": [self.predictor.predict_shard(place) for place in places]}
+        try:
+            return {"record": [self.predictor.predict_shard(place) for place in places], "refused": [""] * len(places)}
+        except RapidetrError as problem:
+            return {"record": [None] * len(places), "refused": [f"{type(problem).__name__} {problem}"] * len(places)}
 
 
 @contextmanager
@@ -116,14 +121,3 @@ def _start(ray: Any, cpus: int) -> None:
     except Exception as problem:  # Ray gives its own processes 30 s to start, and raises a plain Exception
         told = f"Ray did not start ({one_line(problem)})"
         raise RapidetrError(f"{told}; try again when this machine has less to do, or use --engine local") from problem
-
-
-def _reason(problem: BaseException) -> BaseException:
-    """The error of ours inside what Ray wraps around it."""
-    seen: BaseException | None = problem
-    while seen is not None:
-        inner = getattr(seen, "cause", None)  # what Ray raises is of the class of its cause, but tells a whole trace
-        if isinstance(inner, RapidetrError):
-            return inner
-        seen = inner or seen.__cause__
-    return problem
