@@ -36,7 +36,7 @@ def main(name: str, groups: str, *runs: str) -> None:
     checkpoint = open_checkpoint(Path(runs[-1]) / "best.safetensors")
     config = replace(checkpoint.config, groups=int(groups))
     fitted = replace(checkpoint, license="Apache-2.0").adapted(config, checkpoint.labels)
-    provenance = {"start": "random weights", "data": "rendered world of rapidetr.demo, seed 0", "record": f"{name}.json"}
+    provenance = {"start": "random weights", "data": "rendered world of rapidetr.demo", "record": f"{name}.json"}
     path = save_checkpoint(replace(fitted, provenance=provenance), WEIGHTS / f"{name}.safetensors", dtype=torch.float16)
     (WEIGHTS / f"{name}.json").write_text(json.dumps({"model": name, "runs": records}, indent=1) + "\n", "utf-8")
     print(path, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())

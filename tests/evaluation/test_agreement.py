@@ -70,3 +70,11 @@ def test_nothing_agrees_with_nothing_and_lengths_must_fit() -> None:
     with pytest.raises(ConfigError) as caught:
         agreement([nothing], [])
     assert str(caught.value) == "agreement of 1 and 0 pictures; expected the same pictures in the same order"
+
+
+def test_boxes_that_differ_by_rounding_are_the_same_however_thin() -> None:
+    """The overlap of thin boxes is that of rounding errors."""
+    thin = np.array([[10, 10, 10, 30], [5, 5, 5.000001, 5.000001]], np.float32)
+    a = Detections(thin, np.array([0.9, 0.5], np.float32), np.array([0, 1]), LABELS, (200, 200))
+    assert agreement([a], [replace(a, boxes_xyxy_px=thin + np.float32(0.004))], 0.75).matched == 2
+    assert agreement([a], [replace(a, boxes_xyxy_px=thin + np.float32(0.5))], 0.75).matched == 0

@@ -35,7 +35,7 @@ ENVIRONMENT: dict[str, Any] = {
     "python": {"version": "3.11.7", "implementation": "CPython"},
     "packages": {
         "rapidetr": "0.1.0", "torch": "2.10.0", "numpy": "2.1.0", "Pillow": "11.0.0", "simplejpeg": "1.9.0", "safetensors": "0.5.0",
-        "openvino": None, "onnxruntime": "1.20.0", "onnxruntime-gpu": None, "onnxruntime-openvino": None, "tensorrt": None,
+        "openvino": None, "nncf": None, "onnxruntime": "1.20.0", "onnxruntime-gpu": None, "onnxruntime-openvino": None, "tensorrt": None,
         "nvidia-ml-py": "12.560.30",
     },
     "code": {"sha256": "a" * 64, "commit": "b" * 40},
@@ -90,6 +90,7 @@ DRIFTS = [
     ("packages.tensorrt", "10.3", "both"),
     ("packages.safetensors", "0.6.0", "none"),
     ("packages.nvidia-ml-py", None, "none"),
+    ("packages.nncf", "3.0.0", "none"),
     ("torch.cpu_capability", "AVX2", "both"),
     ("torch.onednn", "3.8", "both"),
     ("torch.mkl", None, "both"),

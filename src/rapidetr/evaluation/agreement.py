@@ -12,6 +12,8 @@ from rapidetr.core.errors import ConfigError
 from rapidetr.evaluation.coco import overlaps
 from rapidetr.evaluation.objects import boxes_xywh
 
+SAME_PX = 0.01  # boxes whose sides all lie this close are the same, thin and empty ones too, whose overlap is that of rounding errors
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -51,7 +53,7 @@ def _shifts(a: Detections, b: Detections, least: float) -> np.ndarray:
     boxes = np.abs(a.boxes_xyxy_px.astype(np.float64)[:, None] - b.boxes_xyxy_px[None]).max(2)
     scores = np.abs(a.scores.astype(np.float64)[:, None] - b.scores[None])
     iou = overlaps(boxes_xywh(a.boxes_xyxy_px), boxes_xywh(b.boxes_xyxy_px), np.zeros(len(b), bool))
-    iou[boxes == 0] = 1  # also where both are the same empty box
+    iou[boxes <= SAME_PX] = 1
     i, j = np.nonzero((iou >= least) & (a.class_ids[:, None] == b.class_ids[None]))
     order = np.lexsort((scores[i, j], -iou[i, j]))  # of equal overlaps the more similar scores
     free_i, free_j, kept = set(i.tolist()), set(j.tolist()), []

@@ -47,6 +47,7 @@ RULES: dict[str, tuple[str, str]] = {
     "packages.tensorrt": ("both", "runs TensorRT artifacts"),
     "packages.safetensors": ("none", "reads weights only; their bytes are compared apart"),
     "packages.nvidia-ml-py": ("none", "reads sensors only"),
+    "packages.nncf": ("none", "makes int8 artifacts; what it made is compared apart"),
     "torch.cpu_capability": ("both", "the instruction set that torch uses"),
     "torch.onednn": ("both", "convolutions and products on the CPU"),
     "torch.mkl": ("both", "products on the CPU"),
