@@ -9,6 +9,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+LONGEST = ("test_readme.py", "test_blocks.py")  # minutes each; begun last, they would leave the other processes idle
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)  # stable: all else stays in order
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The checkout."""
