@@ -62,9 +62,11 @@ def detector_of(case: Case) -> Any:
     return rapidetr.Detector.from_module(network, labels)
 
 
-def scenes() -> dict[str, Any]:
+def scenes(case: Case) -> dict[str, Any]:
     from rapidetr.demo import render_scene
 
+    if case.size_hw:  # nothing to resize
+        return {f"scene{i}": render_scene(i, size_hw=case.size_hw).pixels for i in range(3)}
     # sizes that Pillow 12 (the client's) and 13 resize alike; at others some pixels differ
     return {f"scene{i}": render_scene(i, size_hw=size).pixels for i, size in enumerate(((360, 480), (200, 270), (288, 288)))}
 
@@ -75,7 +77,7 @@ def run_case(case: Case, client: Path, folder: Path) -> dict[str, Any]:
 
     from rapidetr.deployment.export_roboflow import export_roboflow
 
-    detector, pictures = detector_of(case), scenes()
+    detector, pictures = detector_of(case), scenes(case)
     export_roboflow(detector, folder / "package", backend=case.backend)
     np.savez(folder / "pictures.npz", **pictures)
     words = [client, "-W", "ignore", HERE.parent / "tools" / "roboflow_predict.py", folder / "package", folder / "pictures.npz"]
@@ -92,6 +94,7 @@ def run_case(case: Case, client: Path, folder: Path) -> dict[str, Any]:
     for name, pixels in pictures.items():
         ours = detector.predict(pixels, case.threshold, purpose="evaluate")[0]
         theirs = {field: found[f"{name}.{field}"] for field in ("xyxy", "class_id", "confidence")}
+        theirs["xyxy"] = theirs["xyxy"].clip(0, [pixels.shape[1], pixels.shape[0]] * 2)  # its torch back end does not
         record["detections"] += len(ours)
         record["client_detections"] += len(theirs["xyxy"])
         order = pair(ours, [names[i] for i in theirs["class_id"]], theirs)
