@@ -126,7 +126,20 @@ def harness(r: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def roboflow(r: dict[str, Any]) -> str:
+    rows = [
+        "| package | classes | detections, ours / client | largest difference: score | box px | mask, part of pixels |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, case in r["cases"].items():
+        d = case["largest_difference"]
+        counts = f"{case['detections']} / {case['client_detections']}"
+        rows.append(f"| {name} | {case['classes']} | {counts} | {d['score']} | {d['box_px']} | {d.get('mask_part', '-')} |")
+    return "\n".join([*rows, "\nBoxes of the client are whole pixels."])
+
+
 TITLES = {
+    "roboflow_client": "Packages in Roboflow's client",
     "predict_vs_official": "predict against the official package",
     "startup": "Start-up",
     "evaluate_vs_pycocotools": "Evaluation against pycocotools",
@@ -138,6 +151,7 @@ TITLES = {
 WRITERS = {
     "predict_vs_official": predict, "startup": startup, "evaluate_vs_pycocotools": evaluation, "parity_vs_official": parity,
     "train_vs_official": training, "loader_throughput": loader, "bench_vs_official": harness,
+    "roboflow_client": roboflow,
 }  # fmt: skip
 
 if __name__ == "__main__":
