@@ -82,13 +82,14 @@ class Reader:
             assert status in allowed, f"{block.place}: `{line}` ended with {status}{said}"
 
     def command(self, line: str) -> tuple[int, str]:
-        """Exit status, and what a program said. `rapidetr` runs in this process, `pip install` is only looked at, the rest is bash's."""
+        """Exit status, and what a program said. `rapidetr` runs in this process, on Ray in its own; `pip install` is only looked at."""
         words = shlex.split(line, comments=True)
         if not is_run(line):
             return check_extras(words), ""
         if words[:2] == ["rapidetr", "serve"]:
             return self.serve([word for word in words[2:] if word != "&"]), ""
-        if words[0] == "rapidetr" and not needs_shell(line):
+        on_ray = words[:2] == ["rapidetr", "batch"] and "local" not in words  # whose processes outlive their handles
+        if words[0] == "rapidetr" and not needs_shell(line) and not on_ray:
             return self.verb(words[1:]), ""
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(["bash", "-c", line], cwd=self.folder, capture_output=True, text=True, env={**os.environ, "PATH": path})
