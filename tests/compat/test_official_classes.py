@@ -249,8 +249,8 @@ def test_keypoints_are_not_there_yet() -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("export", "exporting comes later; .detector.save('mine.safetensors') keeps the weights"),
-        ("export_for_roboflow", "Roboflow bundles come later; `rapidetr convert IN OUT.pth` writes an official file"),
+        ("export", "exporting by this name comes later; use rapidetr.deployment.export_onnx, or `rapidetr export`"),
+        ("export_for_roboflow", "by this name it comes later; use `rapidetr export --format roboflow`"),
         ("deploy_to_roboflow", "uploads come later; `rapidetr convert IN OUT.pth` writes an official file"),
     ],
 )

@@ -216,10 +216,8 @@ class RFDETR:
         """`predict` uses the plain network again."""
         self.optimized = None
 
-    export = _later("export", "exporting comes later; .detector.save('mine.safetensors') keeps the weights")
-    export_for_roboflow = _later(
-        "export_for_roboflow", "Roboflow bundles come later; `rapidetr convert IN OUT.pth` writes an official file"
-    )
+    export = _later("export", "exporting by this name comes later; use rapidetr.deployment.export_onnx, or `rapidetr export`")
+    export_for_roboflow = _later("export_for_roboflow", "by this name it comes later; use `rapidetr export --format roboflow`")
     deploy_to_roboflow = _later("deploy_to_roboflow", "uploads come later; `rapidetr convert IN OUT.pth` writes an official file")
 
 
