@@ -17,7 +17,8 @@ from rapidetr.checkpoints.file import Checkpoint
 from rapidetr.core.errors import BackendMissing, ConfigError
 from rapidetr.core.labels import LabelSpace
 from rapidetr.core.preprocessing import Preprocessing
-from rapidetr.deployment.export_onnx import BOXES, Exported, _measure, _noise, export_onnx
+from rapidetr.deployment.distance import BOXES
+from rapidetr.deployment.export_onnx import Exported, _measure, _noise, export_onnx
 from rapidetr.model.fold import Folded
 from rapidetr.runtime.detector import Detector
 from rapidetr.runtime.graph_engine import RAW
@@ -122,7 +123,24 @@ def test_noise_is_the_same_picture_both_ways() -> None:
 
 
 def test_what_counts_as_close() -> None:
-    good = Exported("x.onnx", 1, 1.0, 20, 10, (64, 64), 2, 20, "normalized", "raw", 6, 6, 0.0, 1e-5, 1e-6, None)
+    good = Exported(
+        path="x.onnx",
+        bytes=1,
+        seconds=1.0,
+        opset=20,
+        ir_version=10,
+        size_hw=(64, 64),
+        decoder_layers=2,
+        queries=20,
+        inputs="normalized",
+        outputs="raw",
+        pictures=6,
+        same_topk=6,
+        topk_gap=0.0,
+        max_logit_error=1e-5,
+        max_box_error=1e-6,
+        max_mask_error=None,
+    )
     assert good.close
     assert replace(good, max_mask_error=1e-4, same_topk=5, topk_gap=1e-5).close
     nan = float("nan")

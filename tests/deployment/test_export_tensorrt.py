@@ -15,7 +15,24 @@ from rapidetr.deployment.export_onnx import Exported
 from rapidetr.deployment.export_tensorrt import NOT_RUN, command, export_tensorrt
 from rapidetr.runtime.detector import Detector
 
-GRAPH = Exported("model.onnx", 2_000_000, 3.2, 20, 10, (288, 384), 2, 20, "normalized", "raw", 6, 6, 0.0, 1e-5, 1e-6, None)
+GRAPH = Exported(
+    path="model.onnx",
+    bytes=2_000_000,
+    seconds=3.2,
+    opset=20,
+    ir_version=10,
+    size_hw=(288, 384),
+    decoder_layers=2,
+    queries=20,
+    inputs="normalized",
+    outputs="raw",
+    pictures=6,
+    same_topk=6,
+    topk_gap=0.0,
+    max_logit_error=1e-5,
+    max_box_error=1e-6,
+    max_mask_error=None,
+)
 
 
 def test_the_line_has_every_shape() -> None:

@@ -151,7 +151,22 @@ def test_arguments_are_checked_before_anything_is_built(tmp_path: Path) -> None:
 
 
 def test_what_counts_as_close() -> None:
-    good = Converted("x", 1, 1.0, "float32", (64, 64), 2, 20, "uint8", 6, 6, 0.0, 1e-5, 1e-6, None)
+    good = Converted(
+        path="x",
+        bytes=1,
+        seconds=1.0,
+        precision="float32",
+        size_hw=(64, 64),
+        decoder_layers=2,
+        queries=20,
+        inputs="uint8",
+        pictures=6,
+        same_topk=6,
+        topk_gap=0.0,
+        max_logit_error=1e-5,
+        max_box_error=1e-6,
+        max_mask_error=None,
+    )
     assert good.close
     assert str(good).endswith("same top-k in 6 of 6 pictures")
     assert replace(good, max_mask_error=1e-4, same_topk=5, topk_gap=1e-5).close

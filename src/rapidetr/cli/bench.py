@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from rapidetr.cli.console import Console
-from rapidetr.cli.options import add_model_options, at_least, part, rate, several
+from rapidetr.cli.options import add_model_options, at_least, load_options, part, rate, several
 from rapidetr.core.errors import ConfigError, DatasetError
 
 if TYPE_CHECKING:
@@ -144,22 +144,6 @@ def plan_of(args: Namespace) -> Plan:
         percentile=args.percentile,
         seed=args.seed or 0,
     )
-
-
-def load_options(args: Namespace) -> dict[str, Any]:
-    """Keywords of `rapidetr.load`, all of them JSON types but `size_hw`."""
-    return {
-        "model": args.variant,
-        "weights": args.weights,
-        "device": args.device,
-        "threads": args.threads,
-        "dtype": args.dtype,
-        "size_hw": args.size,
-        "decoder_layers": args.decoder_layers,
-        "queries": args.queries,
-        "accept_license": args.accept_license,
-        "seed": args.seed,
-    }
 
 
 def find_pictures(data: str, split: str | None) -> tuple[Dataset | None, list[str]]:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rapidetr.cli.console import Console
-from rapidetr.cli.options import add_model_options, part, rate, several
+from rapidetr.cli.options import add_model_options, load_options, part, rate, several
 from rapidetr.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from rapidetr.deployment.trials import Optimization
     from rapidetr.deployment.verdict import Limits
-    from rapidetr.runtime.detector import Detector
 
 EXAMPLES = """\
   rapidetr optimize runs/mine --data data/ --max-ap-drop 0.003 --out registry/
@@ -49,10 +48,11 @@ def run(args: Namespace, console: Console) -> int:
 
     from rapidetr.deployment.optimize import REPORT, optimize
     from rapidetr.deployment.trials import Optimization
+    from rapidetr.runtime.load import load
 
     out = Path(args.out or "registry")
     detector = optimize(
-        source_of(args),
+        load(args.model, **load_options(args)),
         args.data,
         images=None if args.images is None else pictures_in(args.images),
         split=args.split,
@@ -90,24 +90,6 @@ def limits_of(args: Namespace) -> Limits:
     args.decoder_layers = args.decoder_layers or chosen.candidate.decoder_layers
     args.queries = args.queries or chosen.candidate.queries
     return Limits(**{name: found[name] if value is None else value for name, value in given.items()})
-
-
-def source_of(args: Namespace) -> Detector:
-    from rapidetr.runtime.load import load
-
-    return load(
-        args.model,
-        model=args.variant,
-        weights=args.weights,
-        device=args.device,
-        threads=args.threads,
-        dtype=args.dtype,
-        size_hw=args.size,
-        decoder_layers=args.decoder_layers,
-        queries=args.queries,
-        accept_license=args.accept_license,
-        seed=args.seed,
-    )
 
 
 def pictures_in(folder: str) -> list[str]:

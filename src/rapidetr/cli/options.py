@@ -35,6 +35,22 @@ def add_model_options(group: Any) -> None:
     group.add_argument("--accept-license", metavar="NAME", help="PML-1.0, for weights under it that you bring")
 
 
+def load_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keywords of `rapidetr.load` from `add_model_options` and the shared options, all of them JSON types but `size_hw`."""
+    return {
+        "model": args.variant,
+        "weights": args.weights,
+        "device": args.device,
+        "threads": args.threads,
+        "dtype": args.dtype,
+        "size_hw": args.size,
+        "decoder_layers": args.decoder_layers,
+        "queries": args.queries,
+        "accept_license": args.accept_license,
+        "seed": args.seed,
+    }
+
+
 class at_least:  # noqa: N801 - argparse names the type in messages
     """Argparse type: a whole number of at least `least`."""
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 import rapidetr
 from rapidetr.cli import video_source
 from rapidetr.cli.console import Console
-from rapidetr.cli.options import add_model_options, at_least, size_hw
+from rapidetr.cli.options import add_model_options, at_least, load_options, size_hw
 from rapidetr.cli.results import Results
 from rapidetr.core.detections import Detections
 from rapidetr.core.errors import ImageError, ImageMissing
@@ -96,19 +96,7 @@ def find(arguments: Iterable[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def load(args: Namespace) -> Detector:
-    return rapidetr.load(
-        args.model,
-        model=args.variant,
-        weights=args.weights,
-        device=args.device,
-        threads=args.threads,
-        dtype=args.dtype,
-        size_hw=args.size,
-        decoder_layers=args.decoder_layers,
-        queries=args.queries,
-        accept_license=args.accept_license,
-        seed=args.seed,
-    )
+    return rapidetr.load(args.model, **load_options(args))
 
 
 def choices(args: Namespace, detector: Detector, limits: ImageLimits) -> PredictOptions:

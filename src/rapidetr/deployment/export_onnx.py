@@ -7,10 +7,10 @@ import logging
 import time
 import warnings
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from rapidetr.checkpoints.file import write_atomically
 from rapidetr.core.config import ModelConfig
 from rapidetr.core.errors import BackendMissing, ConfigError
 from rapidetr.core.preprocessing import Preprocessing
+from rapidetr.deployment.distance import BATCHES, Distance
 from rapidetr.deployment.taps import Tapped
 from rapidetr.model.fold import Folded, best_pairs
 from rapidetr.model.rfdetr import RfDetr
@@ -32,49 +33,35 @@ from rapidetr.runtime.onnx_file import HEADER_VERSION, KEY
 
 INPUTS, OUTPUTS = ("normalized", "uint8"), ("raw", "final")
 OPSETS, IR_VERSION = range(18, 23), 10  # what torch writes without conversion, and clients such as Roboflow's still read
-BATCHES = (1, 2, 3)
-LOGITS, BOXES, MASKS = 1e-3, 1e-4, 1e-2  # "close": ten times what rounding in fp32 was seen to do
 _RAW = ("raw_dets", "raw_logits")  # outputs of "final" while it is measured, and with taps
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was written, and its largest differences from the source network in fp32 on pictures of noise."""
+@dataclass(frozen=True, kw_only=True)
+class Exported(Distance):
+    """An .onnx file; compared on pictures of noise. Errors are those of the pictures with the same top-k."""
 
-    path: str
-    bytes: int
-    seconds: float
     opset: int
     ir_version: int
-    size_hw: tuple[int, int]
-    decoder_layers: int
-    queries: int
-    inputs: str
     outputs: str
-    pictures: int  # compared, in batches of 1, 2 and 3
-    same_topk: int  # pictures whose queries start from the same tokens in the same order; the errors are those of these
-    topk_gap: float  # largest difference of scores that changed places in the others, in logits
-    max_logit_error: float
-    max_box_error: float  # in units of the picture
-    max_mask_error: float | None  # in logits
+
+    @property
+    def kind(self) -> str:
+        return f"opset {self.opset}"
 
     @property
     def close(self) -> bool:
-        """Whether the differences are rounding."""
-        errors = ((self.max_logit_error, LOGITS), (self.max_box_error, BOXES), (self.max_mask_error or 0.0, MASKS), (self.topk_gap, LOGITS))
-        return self.same_topk > 0 and all(error <= limit for error, limit in errors)  # not a number is beyond every limit
+        return self.same_topk > 0 and super().close
 
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "size_hw": list(self.size_hw), "close": self.close}
 
-    def __str__(self) -> str:
-        masks = "" if self.max_mask_error is None else f", mask logits {self.max_mask_error:.1e}"
-        gap = "" if self.same_topk == self.pictures else f" (else scores {self.topk_gap:.1e} apart changed places)"
-        return (
-            f"{self.path}: {self.bytes / 1e6:.1f} MB, opset {self.opset}, {self.seconds:.0f} s; largest differences from the source: "
-            f"logits {self.max_logit_error:.1e}, boxes {self.max_box_error:.1e}{masks}; same top-k in {self.same_topk} of "
-            f"{self.pictures} pictures{gap}"
-        )
+class GraphOptions(TypedDict, total=False):
+    """Keywords of `export_onnx` that other exports pass on."""
+
+    size_hw: tuple[int, int] | None
+    decoder_layers: int | None
+    queries: int | None
+    inputs: str
+    outputs: str
+    opset: int
 
 
 def export_onnx(

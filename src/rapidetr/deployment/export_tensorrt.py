@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Unpack
 
-from rapidetr.deployment.export_onnx import Exported, export_onnx
+from rapidetr.deployment.export_onnx import Exported, GraphOptions, export_onnx
 from rapidetr.deployment.package import Package, write_package
 from rapidetr.runtime.detector import Detector
 from rapidetr.runtime.load import load
@@ -16,21 +17,15 @@ def export_tensorrt(
     source: Detector | str | Path,
     folder: str | Path,
     *,
-    size_hw: tuple[int, int] | None = None,
-    decoder_layers: int | None = None,
-    queries: int | None = None,
-    inputs: str = "normalized",
-    outputs: str = "raw",
-    opset: int = 20,
     max_batch: int = 8,
     force: bool = False,
+    **options: Unpack[GraphOptions],
 ) -> Package:
-    """model.onnx and trtexec.txt in a new folder; atomic. Options: see `export_onnx`; the engine takes 1 to `max_batch` pictures."""
+    """model.onnx and trtexec.txt in a new folder; atomic. `options`: see `export_onnx`; the engine takes 1 to `max_batch` pictures."""
     detector = source if isinstance(source, Detector) else load(source, device="cpu")
 
     def fill(part: Path) -> tuple[Exported | None, tuple[str, ...]]:
-        cut = {"size_hw": size_hw, "decoder_layers": decoder_layers, "queries": queries}
-        graph = export_onnx(detector, part / "model.onnx", inputs=inputs, outputs=outputs, opset=opset, **cut)  # type: ignore[arg-type]
+        graph = export_onnx(detector, part / "model.onnx", **options)
         text = f"# {NOT_RUN}\n# in this folder, on that GPU:\n{command(graph, detector.config.in_channels, max_batch)}\n"
         (part / "trtexec.txt").write_text(text, encoding="utf-8")
         return graph, (NOT_RUN,)

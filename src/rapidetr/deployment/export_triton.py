@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from rapidetr.core.errors import ConfigError
-from rapidetr.deployment.export_onnx import Exported, export_onnx
+from rapidetr.deployment.export_onnx import Exported, GraphOptions, export_onnx
 from rapidetr.deployment.package import Package, row_names, write_package
 from rapidetr.runtime.artifact import PLAIN
 from rapidetr.runtime.detector import Detector
@@ -25,19 +25,14 @@ def export_triton(
     folder: str | Path,
     *,
     name: str | None = None,
-    size_hw: tuple[int, int] | None = None,
-    decoder_layers: int | None = None,
-    queries: int | None = None,
-    inputs: str = "normalized",
-    outputs: str = "raw",
-    opset: int = 20,
     max_batch: int = 8,
     force: bool = False,
+    **options: Unpack[GraphOptions],
 ) -> Package:
     """The repository in a new folder, with one model of version 1; atomic.
 
     `source`: a torch Detector, or what `rapidetr.load` takes. `name` of the model: that of the network unless told. Line i of
-    labels.txt names row i of the class head. The rest: see `export_onnx`. ConfigError for a name that is no plain file name.
+    labels.txt names row i of the class head. `options`: see `export_onnx`. ConfigError for a name that is no plain file name.
     """
     detector = source if isinstance(source, Detector) else load(source, device="cpu")
     name = name or detector.config.name
@@ -47,8 +42,7 @@ def export_triton(
     def fill(part: Path) -> tuple[Exported | None, tuple[str, ...]]:
         (part / name / "1").mkdir(parents=True)
         path = part / name / "1" / "model.onnx"
-        cut = {"size_hw": size_hw, "decoder_layers": decoder_layers, "queries": queries}
-        graph = export_onnx(detector, path, inputs=inputs, outputs=outputs, opset=opset, **cut)  # type: ignore[arg-type]  # of two kinds
+        graph = export_onnx(detector, path, **options)
         (part / name / "labels.txt").write_text("".join(f"{line}\n" for line in row_names(detector.labels)[0]), encoding="utf-8")
         (part / name / "config.pbtxt").write_text(_config(name, path, max_batch), encoding="utf-8")
         return graph, ("not run in a Triton server here",)

@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,61 +17,32 @@ import torch
 from torch import nn
 
 from rapidetr.core.errors import BackendMissing, ConfigError
-from rapidetr.deployment.export_onnx import BATCHES, BOXES, LOGITS, MASKS
+from rapidetr.deployment.distance import BATCHES, Distance
 from rapidetr.deployment.openvino_graph import keep_geometry, traced
 from rapidetr.deployment.taps import SCORES, TOKENS, Tapped, recorded
-from rapidetr.deployment.technique import Order, technique
+from rapidetr.deployment.technique import Order, has_bfloat16, technique
 from rapidetr.model.fold import Folded
 from rapidetr.pixels.prepare import prepare
 from rapidetr.runtime.artifact import REPORT, Artifact, Manifest, write_artifact
 from rapidetr.runtime.detector import Detector
 from rapidetr.runtime.graph_engine import RAW, prepare_bytes
-from rapidetr.runtime.host import describe_processor
 from rapidetr.runtime.load import load
 from rapidetr.runtime.lock import weights_file
 from rapidetr.runtime.openvino_engine import BIN, XML, OpenvinoEngine, settings
 from rapidetr.runtime.torch_engine import TorchEngine
 
-FAST_BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # processor flags; without them OpenVINO emulates bf16 or computes in fp32
 Change = Callable[[Any], Any]  # openvino.Model -> openvino.Model
 
 
-@dataclass(frozen=True)
-class Converted:
-    """What was written, and its largest differences from the source network in fp32, both starting from the same tokens."""
+@dataclass(frozen=True, kw_only=True)
+class Converted(Distance):
+    """An OpenVINO artifact; compared on pictures of the user, else on noise, both networks starting from the same tokens."""
 
-    path: str
-    bytes: int
-    seconds: float
     precision: str
-    size_hw: tuple[int, int]
-    decoder_layers: int
-    queries: int
-    inputs: str
-    pictures: int  # compared, in batches of 1, 2 and 3: of the user, else noise
-    same_topk: int  # pictures for which both choose the same tokens in the same order
-    topk_gap: float  # largest difference of scores that changed places in the others, in logits
-    max_logit_error: float
-    max_box_error: float  # in units of the picture
-    max_mask_error: float | None  # in logits
 
     @property
-    def close(self) -> bool:
-        """Whether the differences are rounding in fp32."""
-        errors = ((self.max_logit_error, LOGITS), (self.max_box_error, BOXES), (self.max_mask_error or 0.0, MASKS), (self.topk_gap, LOGITS))
-        return all(error <= limit for error, limit in errors)  # not a number is beyond every limit
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "size_hw": list(self.size_hw), "close": self.close}
-
-    def __str__(self) -> str:
-        masks = "" if self.max_mask_error is None else f", mask logits {self.max_mask_error:.1e}"
-        gap = "" if self.same_topk == self.pictures else f" (else scores {self.topk_gap:.1e} apart changed places)"
-        return (
-            f"{self.path}: OpenVINO {self.precision}, {self.bytes / 1e6:.1f} MB, {self.seconds:.0f} s; largest differences from the "
-            f"source: logits {self.max_logit_error:.1e}, boxes {self.max_box_error:.1e}{masks}; same top-k in {self.same_topk} of "
-            f"{self.pictures} pictures{gap}"
-        )
+    def kind(self) -> str:
+        return f"OpenVINO {self.precision}"
 
 
 @dataclass(frozen=True)
@@ -88,10 +59,6 @@ class OpenvinoFloat:
     def make(self, order: Order, folder: Path) -> Artifact:
         """Its report.json is what was measured (`Converted`)."""
         return Conversion(order, folder, self.name, self.precision).write()
-
-
-def has_bfloat16(root: Path = Path("/")) -> bool:
-    return bool(FAST_BFLOAT16 & set(describe_processor(root)["flags"]))
 
 
 def why_not(order: Order, *packages: str) -> str | None:

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from rapidetr.core.errors import BackendMissing, ConfigError
-from rapidetr.deployment.openvino import Conversion, has_bfloat16, why_not
-from rapidetr.deployment.technique import Order
+from rapidetr.deployment.openvino import Conversion, why_not
+from rapidetr.deployment.technique import Order, has_bfloat16
 from rapidetr.runtime.artifact import Artifact
 
 MOST = 128  # pictures that are looked at: what optimize gives

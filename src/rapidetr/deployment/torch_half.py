@@ -5,11 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rapidetr.deployment.technique import Order
+from rapidetr.deployment.technique import Order, has_bfloat16
 from rapidetr.deployment.torch_folded import TorchFolded
-from rapidetr.runtime.host import describe_processor
-
-FAST_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of x86, and the one of ARM
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,7 @@ def why_not(precision: str, device: str, root: Path = Path("/")) -> str | None:
         return None
     if precision == "float16":
         return f"float16 is fast on CUDA alone; the device is {device}"
-    if device == "cpu" and not FAST_BFLOAT16 & set(describe_processor(root)["flags"]):
+    if device == "cpu" and not has_bfloat16(root):
         return "this processor has neither avx512_bf16 nor amx_bf16; without them bfloat16 is many times slower than float32"
     return None
 

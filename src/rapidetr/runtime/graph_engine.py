@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -22,7 +23,7 @@ _SIDE_LIMIT = 8192  # pixels of a network input
 _NEVER = np.float32(-100)  # a logit whose score is 0
 
 
-class GraphEngine:
+class GraphEngine(ABC):
     """One graph of one size; whoever runs it says how in `_answers`."""
 
     name: str
@@ -78,8 +79,9 @@ class GraphEngine:
         """What the file gives besides its answers, by name, of a batch that `run` takes."""
         return dict(zip(self.taps, self._answers(pixels, self.taps), strict=True)) if self.taps else {}
 
+    @abstractmethod
     def _answers(self, pixels: np.ndarray, names: list[str]) -> list[np.ndarray]:
-        raise NotImplementedError
+        """The outputs of these names."""
 
     def _expanded(self, found: dict[str, np.ndarray]) -> RawOutput:
         """The best pairs as the output they were taken from; pairs that the graph left out score 0."""
