@@ -18,6 +18,7 @@ from rapidetr.core.detections import Detections
 from rapidetr.core.errors import ConfigError
 from rapidetr.core.labels import LabelSpace
 from rapidetr.core.reports import BenchRow
+from rapidetr.core.work import gigamacs
 
 LONG = Plan(rounds=100, seconds=1e9, forward_calls=5)
 WITHIN = 0.02  # of the truth, as promised
@@ -25,9 +26,8 @@ WITHIN = 0.02  # of the truth, as promised
 
 def test_known_delays_and_jitter_are_reported() -> None:
     time, truth = Time(), jitter(7)
-    row = measure_row(
-        steady(time, jitter(7), prepare_s=0.004, transfer_s=0.001), "x", PICTURES, LoadShape(), LONG, instruments=instruments(time)
-    )
+    slow = steady(time, jitter(7), prepare_s=0.004, transfer_s=0.001)
+    row = measure_row(slow, "x", PICTURES, LoadShape(), LONG, instruments=instruments(time))
     runs = np.array([truth() for _ in range(300 + 40)])  # warm-up takes an unknown few of them
     total = 1000 * runs + 5
     for p in (50, 90, 95, 99):
@@ -42,6 +42,7 @@ def test_known_delays_and_jitter_are_reported() -> None:
     low, high = row.total.p50_interval
     assert low <= row.total.p50 <= high
     assert row.usable
+    assert row.gmacs == gigamacs(slow.config, slow.size_hw, row.decoder_layers, row.queries)
     assert BenchRow.from_dict(json.loads(json.dumps(row.to_dict()))) == row
 
 

@@ -18,8 +18,8 @@ import numpy as np
 
 from rapidetr.choice.records import Candidate, Measured
 from rapidetr.choice.search import AnyGraph, grid
-from rapidetr.choice.work import gigamacs
 from rapidetr.core.config import VARIANTS
+from rapidetr.core.work import gigamacs
 
 FILE = Path(__file__).with_name("recorded_grids.json")
 SEEDS = range(5)

@@ -218,7 +218,7 @@ def test_the_answer_keeps_all_limits_and_nothing_that_does_is_smaller_or_better(
 
 def test_ranking_needs_the_core_alone() -> None:
     folder = Path(rapidetr.choice.rank.__file__).parent
-    for file in ("rank.py", "records.py", "reports.py", "work.py"):
+    for file in ("rank.py", "records.py", "reports.py"):
         tree = ast.parse((folder / file).read_text(encoding="utf-8"))
         modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module.startswith("rapidetr")}
         assert {m.split(".")[1] for m in modules} <= {"core", "choice"}

@@ -16,8 +16,10 @@ from rapidetr.checkpoints.file import Checkpoint, save_checkpoint
 from rapidetr.choice.measure import Trial
 from rapidetr.choice.rank import Answer
 from rapidetr.choice.records import Candidate, Measured, read_promise
+from rapidetr.core.config import VARIANTS
 from rapidetr.core.preprocessing import Preprocessing
 from rapidetr.core.reports import SCHEMA, BenchReport, BenchRow, Latency
+from rapidetr.core.work import gigamacs
 from rapidetr.data.read import read_dataset
 from rapidetr.demo.dataset import write_dataset
 from rapidetr.deployment.registry import Registry
@@ -30,7 +32,8 @@ def report(folder: Path, model: str, ms: float, ap: float | None, *, usable: boo
     total = Latency.measure(ms * (1 + 0.02 * np.sin(np.arange(60.0))))
     row = BenchRow(
         model=model, artifact=model, size_hw=(384, 384), decoder_layers=2, queries=300, engine="torch", precision="float32", device="cpu",
-        threads=1, batch=batch, streams=1, prefetch=0, load="closed", rate=None, file_cache="warm", stages={"total": total},
+        gmacs=gigamacs(VARIANTS[model], (384, 384), 2, 300), threads=1, batch=batch, streams=1, prefetch=0, load="closed", rate=None,
+        file_cache="warm", stages={"total": total},
         unaccounted=0.0, images_per_second=1000 / ms, totals_ms=((ms,),), forward_only=None, cold_start_s=None, compile_s=None,
         peak_process_mb=500.0, peak_device_mb=None, noise={}, usable=usable, reasons=() if usable else ("steal 20 %",),
     )  # fmt: skip
@@ -52,6 +55,7 @@ def test_recorded_reports(run, tmp_path):
     promise, chosen = read_promise("choice/service_level.json")
     assert (chosen.candidate.model, promise.most_accurate.candidate.model) == ("nano", "small")
     assert chosen.source == str(paths[0])
+    assert chosen.gmacs == gigamacs(VARIANTS["nano"], (384, 384), 2, 300)
     assert chosen.dataset_sha256 == "d" * 64
     assert promise.environment == {"processor": "p"}
     assert Path("choice/pareto.png").read_bytes().startswith(b"\x89PNG")

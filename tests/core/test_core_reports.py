@@ -13,8 +13,9 @@ from rapidetr.core.reports import SCHEMA, BenchReport, BenchRow, Latency, find_r
 
 STILL = Latency.measure([[20.0, 21.0, 22.0]] * 20)
 ROW = BenchRow(
-    model="nano", artifact="mine.safetensors", size_hw=(384, 512), decoder_layers=2, queries=300, engine="torch", precision="float32",
-    device="cpu", threads=2, batch=1, streams=1, prefetch=0, load="closed", rate=None, file_cache="warm",
+    model="nano", artifact="mine.safetensors", size_hw=(384, 512), decoder_layers=2, queries=300, gmacs=20.4,
+    engine="torch", precision="float32", device="cpu", threads=2, batch=1, streams=1, prefetch=0, load="closed", rate=None,
+    file_cache="warm",
     stages={"run": STILL, "total": STILL}, unaccounted=0.001, images_per_second=47.5, totals_ms=((20.0, 21.0, 22.0),) * 20,
     forward_only=STILL, cold_start_s=None, compile_s=0.0, peak_process_mb=500.0, peak_device_mb=None,
     noise={"usable": True, "reasons": [], "notes": []}, usable=True, reasons=("a note",),

@@ -18,6 +18,7 @@ from rapidetr.core.clock import STAGES, StageClock
 from rapidetr.core.errors import ConfigError
 from rapidetr.core.reports import SCHEMA, BenchReport, BenchRow, Latency
 from rapidetr.core.statistics import least_samples
+from rapidetr.core.work import gigamacs
 from rapidetr.data.records import Dataset
 from rapidetr.evaluation.evaluate import evaluate
 from rapidetr.evaluation.report import plain
@@ -119,13 +120,17 @@ def measure_row(
     notes: tuple[str, ...] = () if settled else (f"warm-up did not settle in {warmed} calls",)
     unaccounted = None if shape.prefetch else 1 - sum(sum(c.stages_s.values()) for c in calls) / sum(c.total_s for c in calls)
     notes += observe(shape, plan, len(calls), rate, unaccounted)
-    layers, queries = getattr(engine, "decoder_layers", None), getattr(engine, "queries", None)  # None: all that the network has
+    config = detector.config
+    # None: all that the network has
+    layers = getattr(engine, "decoder_layers", None) or config.decoder_layers
+    queries = getattr(engine, "queries", None) or config.queries
     return BenchRow(
-        model=detector.config.name,
+        model=config.name,
         artifact=artifact,
         size_hw=detector.size_hw,
-        decoder_layers=layers or detector.config.decoder_layers,
-        queries=queries or detector.config.queries,
+        decoder_layers=layers,
+        queries=queries,
+        gmacs=gigamacs(config, detector.size_hw, layers, queries),
         engine=engine.name,
         precision=engine.precision,
         device=engine.device,

@@ -109,7 +109,7 @@ class Trial:
             if row.usable or self.allow_noise:
                 break
         problem = None if row.usable or self.allow_noise else noise_of(row)
-        return replace(measured_row(row, detector.config), candidate=candidate, problem=problem)
+        return replace(measured_row(row), candidate=candidate, problem=problem)
 
     def _ap(self, detector: Detector, dataset: Dataset) -> float | None:
         found = measure_ap(detector, dataset)[self.ap_of]

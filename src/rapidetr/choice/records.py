@@ -102,7 +102,7 @@ class Measured(Record):
 
     `p95_interval_ms` is a 95 % confidence interval. From too few runs for a p95 it is (lower end of p50, None), for p95 is
     at least p50. `ap` of a screening is that of a part of the pictures; AP of all of them lies within `ap_margin` of it.
-    `gmacs` as choice/work.py counts them. `problem` says why a candidate is refused whatever its numbers.
+    `gmacs` as core/work.py counts them. `problem` says why a candidate is refused whatever its numbers.
     """
 
     what: ClassVar[str] = "measurement"

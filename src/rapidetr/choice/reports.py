@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from rapidetr.choice.records import Candidate, Measured
-from rapidetr.choice.work import gigamacs
-from rapidetr.core.config import VARIANTS, ModelConfig
 from rapidetr.core.errors import ConfigError
 from rapidetr.core.reports import BenchReport, BenchRow
 
@@ -21,17 +19,11 @@ def measured_in(report: BenchReport, source: str, *, ap_of: str = "boxes", allow
         raise ConfigError(f"{source}: no row has batch 1, one stream, no prefetch and closed load; a service level needs that one")
     ap = ((report.ap or {}).get(ap_of) or {}).get("AP")
     hashes = {"artifact_sha256": report.artifact_sha256, "dataset_sha256": report.dataset.get("sha256")}
-    return [
-        measured_row(
-            row, VARIANTS.get(row.model), ap=ap, problem=None if row.usable or allow_noise else noise_of(row), source=source, **hashes
-        )
-        for row in rows
-    ]
+    return [measured_row(row, ap=ap, problem=None if row.usable or allow_noise else noise_of(row), source=source, **hashes) for row in rows]
 
 
-def measured_row(row: BenchRow, config: ModelConfig | None, **more: Any) -> Measured:
-    """Latency, memory and work of one row; memory is that of the device on CUDA, else of the process. `config` is that of
-    the network, None where it is not known."""
+def measured_row(row: BenchRow, **more: Any) -> Measured:
+    """Latency, memory and work of one row; memory is that of the device on CUDA, else of the process."""
     t = row.total
     if t.p95 is None or t.p95_interval is None:
         interval: tuple[float, float | None] = (t.p50_interval[0], None)
@@ -43,7 +35,7 @@ def measured_row(row: BenchRow, config: ModelConfig | None, **more: Any) -> Meas
         p95_ms=t.p95,
         p95_interval_ms=interval,
         memory_mb=row.peak_process_mb if row.peak_device_mb is None else row.peak_device_mb,
-        gmacs=None if config is None else gigamacs(config, row.size_hw, row.decoder_layers, row.queries),
+        gmacs=row.gmacs,
         **more,
     )
 

@@ -103,6 +103,7 @@ class BenchRow(Strict):
     size_hw: tuple[int, int]
     decoder_layers: int
     queries: int
+    gmacs: float  # 10^9 multiply-adds of one picture (core/work.py)
     engine: str
     precision: str
     device: str

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rapidetr.choice.work import gigamacs
 from rapidetr.core.config import VARIANTS, ModelConfig
+from rapidetr.core.work import gigamacs
 from rapidetr.model.build import build_empty
 
 
