@@ -61,7 +61,7 @@ _ROWS: tuple[tuple[Any, ...], ...] = (
 )
 _BUNDLED: tuple[tuple[str, float, str | None], ...] = (  # trained from random weights on the rendered world of rapidetr.demo
     # name, million parameters, sha256 of weights/<name>.safetensors
-    ("pico", 4.1, "09242c5497d673ad09eaa14dda5b33e38bd10269ba4676631e7cb625716e1813"),
+    ("pico", 4.1, "5912dac44f14131119a811a57e552581bc169005a1646695f9e143b322825e1b"),
     ("seg-pico", 4.3, "f7d29abed9209fe3de2dedab7ab07ee5e6020e506175c6050fb664b5479077ed"),
 )
 # fmt: on
