@@ -38,8 +38,9 @@ def candidates(args: argparse.Namespace) -> list[Candidate]:
     for model in args.models.split(","):
         detector = load(model, device="cpu")
         engine: Any = detector.engine
+        free = engine.name == "torch" and not find_artifact(model)
         values = engine.size_hw, engine.decoder_layers, engine.queries
-        offer: Offer = FixedGraph(engine.name, (engine.precision,), values) if find_artifact(model) else AnyGraph("torch")
+        offer: Offer = AnyGraph("torch") if free else FixedGraph(engine.name, (engine.precision,), values)
         found += grid({model: detector.config}, [offer], sizes=sizes, decoder_layers=None, queries=queries)
     return found
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -9,6 +10,8 @@ import platform
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +94,44 @@ def serve(handle: Any) -> None:
     """The worker's side of `Worker`."""
     for line in sys.stdin:
         print(json.dumps({"answer": handle(**json.loads(line))}), flush=True)
+
+
+def timed(call: Callable[[], object], n: int) -> list[float]:
+    """Milliseconds of each of `n` calls."""
+    times = []
+    for _ in range(n):
+        began = time.perf_counter()
+        call()
+        times.append(1000 * (time.perf_counter() - began))
+    return times
+
+
+def interleaved(sides: Mapping[str, Worker], rounds: int, calls: int, threshold: float) -> dict[str, list[float]]:
+    """Milliseconds of every call of each side: three calls to warm up, then rounds, each begun by another side."""
+    names, times = list(sides), {name: list[float]() for name in sides}
+    for side in sides.values():
+        side.ask(do="time", n=3, threshold=threshold)
+    for i in range(rounds):
+        for k in range(len(names)):
+            name = names[(i + k) % len(names)]
+            times[name] += sides[name].ask(do="time", n=calls, threshold=threshold)["ms"]
+    return times
+
+
+def busy_threshold(side: Worker) -> float:
+    """Between the scores of ranks 20 and 21: as many detections (and masks) as a busy photo has."""
+    scores = side.ask(do="outputs", threshold=0.0)["scores"]
+    return (scores[19] + scores[20]) / 2
+
+
+def official_parser(description: str | None) -> argparse.ArgumentParser:
+    """Options of the benchmarks that time models of two packages in turn."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--official", help="python of an environment with rfdetr")
+    parser.add_argument("--models", default="nano,medium,seg-nano")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--calls", type=int, default=8, help="calls of each side in a round")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out")
+    parser.add_argument("--worker", nargs=3, metavar=("SIDE", "MODEL", "FILE"), help=argparse.SUPPRESS)
+    return parser

@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
-from measure import HERE, Worker, serve, summary, write
+from measure import HERE, Worker, busy_threshold, interleaved, official_parser, serve, summary, timed, write
 
 MODELS = {"nano": "nano_384", "medium": "medium_576", "seg-nano": "seg-nano_312"}
 OFFICIAL = {"nano": "RFDETRNano", "medium": "RFDETRMedium", "seg-nano": "RFDETRSegNano"}
@@ -52,45 +52,54 @@ class Side:
 
     def __init__(self, which: str, model: str, file: str, threads: int) -> None:
         began = time.perf_counter()
-        if which == "ours":
-            import rapidetr
-
-            self.detector = rapidetr.load(file, model=model, device="cpu", threads=threads)
-            self.call = lambda image, t: self.detector.predict(image, t, include_unnamed=True)[0]
-        else:
-            import warnings
-
-            warnings.simplefilter("ignore")
-            import rfdetr
-            import torch
-
-            torch.set_num_threads(threads)
-            self.detector = getattr(rfdetr, OFFICIAL[model])(pretrain_weights=file, device="cpu")
-            self.call = lambda image, t: self.detector.predict(image, threshold=t)
+        self.which = which
+        self.detector = self.ours(model, file, threads) if which == "ours" else self.official(model, file, threads)
         self.image = picture()
         self.call(self.image, 0.5)
         self.cold_s = time.perf_counter() - began
 
-    def handle(self, do: str, n: int = 1, threshold: float = 0.5) -> dict:
+    def ours(self, model: str, file: str, threads: int):
+        import rapidetr
+
+        return rapidetr.load(file, model=model, device="cpu", threads=threads)
+
+    def official(self, model: str, file: str, threads: int):
+        import warnings
+
+        warnings.simplefilter("ignore")
+        import rfdetr
+        import torch
+
+        torch.set_num_threads(threads)
+        return getattr(rfdetr, OFFICIAL[model])(pretrain_weights=file, device="cpu")
+
+    def call(self, image, threshold: float):
+        if self.which == "ours":
+            return self.detector.predict(image, threshold, include_unnamed=True)[0]
+        return self.detector.predict(image, threshold=threshold)
+
+    def handle(self, do: str, n: int = 1, threshold: float = 0.5, size_hw: list[int] | None = None) -> dict:
         if do == "time":
-            times = []
-            for _ in range(n):
-                began = time.perf_counter()
-                self.call(self.image, threshold)
-                times.append(1000 * (time.perf_counter() - began))
-            return {"ms": times}
+            return {"ms": timed(lambda: self.call(self.image, threshold), n)}
         if do == "outputs":
-            return outputs(self.call(self.image, threshold))
-        import resource
+            image = self.image if size_hw is None else self.image.resize(size_hw[::-1], 2)  # Pillow's antialiased bilinear filter
+            stretch = [whole / part for whole, part in zip(self.image.size, image.size, strict=True)]
+            return outputs(self.call(image, threshold), stretch)
+        return self.facts()
 
-        return {
-            "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-            "lines": lines_loaded("rapidetr" if "rapidetr" in sys.modules else "rfdetr"),
-            "load_and_first_s": self.cold_s,
-        }
+    def facts(self) -> dict:
+        package = "rapidetr" if self.which == "ours" else "rfdetr"
+        return {"peak_mb": peak_mb(), "lines": lines_loaded(package), "load_and_first_s": self.cold_s}
 
 
-def outputs(found) -> dict:
+def peak_mb() -> float:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def outputs(found, stretch: list[float]) -> dict:
+    """Boxes, classes, scores and mask sizes, finite; boxes times `stretch`, of x and y."""
     import numpy as np
 
     official = hasattr(found, "xyxy")
@@ -101,7 +110,11 @@ def outputs(found) -> dict:
     pixels = [int(np.asarray(m).sum()) for m in masks] if masks is not None else []
     assert np.isfinite(boxes).all()
     assert np.isfinite(scores).all()
-    record = {"boxes": np.asarray(boxes, float).tolist(), "scores": np.asarray(scores, float).tolist(), "ids": np.asarray(ids).tolist()}
+    record = {
+        "boxes": (np.asarray(boxes, float) * [*stretch, *stretch]).tolist(),
+        "scores": np.asarray(scores, float).tolist(),
+        "ids": np.asarray(ids).tolist(),
+    }
     return {**record, "mask_pixels": pixels}
 
 
@@ -130,14 +143,7 @@ def compare(ours: dict, official: dict) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--official", help="python of an environment with rfdetr")
-    parser.add_argument("--models", default="nano,medium,seg-nano")
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--calls", type=int, default=8, help="calls of each side in a round")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--out")
-    parser.add_argument("--worker", nargs=3, metavar=("SIDE", "MODEL", "FILE"), help=argparse.SUPPRESS)
+    parser = official_parser(__doc__)
     args = parser.parse_args()
     if args.worker:
         which, model, file = args.worker
@@ -156,16 +162,9 @@ def run(model: str, file: Path, args: argparse.Namespace) -> dict:
         which: Worker([python, "-W", "ignore", __file__, "--threads", str(args.threads), "--worker", which, model, str(file)])
         for which, python in (("ours", sys.executable), ("official", args.official))
     }
-    everything = sides["official"].ask(do="outputs", threshold=0.0)
-    # a threshold between the scores of ranks 20 and 21: as many detections (and masks) as a busy photo has
-    threshold = (everything["scores"][19] + everything["scores"][20]) / 2
+    threshold = busy_threshold(sides["official"])
     equal = compare(sides["ours"].ask(do="outputs", threshold=threshold), sides["official"].ask(do="outputs", threshold=threshold))
-    times: dict[str, list[float]] = {"ours": [], "official": []}
-    for which in times:
-        sides[which].ask(do="time", n=3, threshold=threshold)
-    for i in range(args.rounds):
-        for which in ("ours", "official") if i % 2 else ("official", "ours"):
-            times[which] += sides[which].ask(do="time", n=args.calls, threshold=threshold)["ms"]
+    times = interleaved(sides, args.rounds, args.calls, threshold)
     facts = {which: side.ask(do="facts") for which, side in sides.items()}
     for side in sides.values():
         side.close()

@@ -105,14 +105,14 @@ def test_each_format_takes_its_own_options(run, model, monkeypatch, tmp_path):
     assert run("export", model, "--format", "roboflow", "--backend", "torch", "--max-batch", 4, *cut)[0] == 0
     assert run("export", model, "--format", "triton", "--outputs", "final", *cut)[0] == 0
     assert run("export", model, "--format", "tensorrt", "--opset", 18, "--force")[0] == 0
-    assert run("export", model, "--format", "openvino", "--precision", "bfloat16", "--out", "there")[0] == 0
+    assert run("export", model, "--format", "openvino", "--precision", "bfloat16", "--out", "there", "--force")[0] == 0
     status, out, _ = run("export", model, "--format", "hf", "--json")
     told = {"size_hw": (64, 64), "decoder_layers": 1, "queries": 9}
     assert seen == [
         ("roboflow", ("exported", "tiny_det-roboflow"), {**told, "backend": "torch", "max_batch": 4, "force": False}),
         ("triton", ("exported", "tiny_det-triton"), {**told, "outputs": "final", "name": "tiny_det", "force": False}),
         ("tensorrt", ("exported", "tiny_det-tensorrt"), {"opset": 18, "force": True}),
-        ("openvino", ("there", "tiny_det-openvino"), {"precision": "bfloat16"}),
+        ("openvino", ("there", "tiny_det-openvino"), {"precision": "bfloat16", "force": True}),
         ("hf", ("exported", "tiny_det-hf"), {"force": False}),
     ]
     record = json.loads(out)

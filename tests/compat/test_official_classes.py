@@ -244,16 +244,3 @@ def test_platform_weights_need_a_file_and_acceptance(tmp_path: Path) -> None:
 def test_keypoints_are_not_there_yet() -> None:
     with pytest.raises(NotSupportedYet, match="the keypoint preview is not supported yet; use a detection or segmentation variant"):
         compat.RFDETRKeypointPreview()
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("export", "exporting by this name comes later; use rapidetr.deployment.export_onnx, or `rapidetr export`"),
-        ("export_for_roboflow", "by this name it comes later; use `rapidetr export --format roboflow`"),
-        ("deploy_to_roboflow", "uploads come later; `rapidetr convert IN OUT.pth` writes an official file"),
-    ],
-)
-def test_methods_of_later_releases_say_what_to_do(model: RFDETR, name: str, text: str) -> None:
-    with pytest.raises(NotSupportedYet, match=re.escape(f"RFDETRNano.{name}() is not supported yet: {text}")):
-        getattr(model, name)(dataset_dir="data")

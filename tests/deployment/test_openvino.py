@@ -139,7 +139,7 @@ def test_what_is_not_tried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_arguments_are_checked_before_anything_is_built(tmp_path: Path) -> None:
     source = detector_of("tiny_det")
     (tmp_path / "there").mkdir()
-    with pytest.raises(ConfigError, match="there: is there already; expected the name of a new folder"):
+    with pytest.raises(ConfigError, match="there: exists already; choose another --out, or replace it with --force"):
         export_openvino(source, tmp_path / "there")
     with pytest.raises(ConfigError, match="precision is 'float16', taps False; expected one of bfloat16, float32, int8, int8 without taps"):
         export_openvino(source, tmp_path / "x", precision="float16")
@@ -148,6 +148,36 @@ def test_arguments_are_checked_before_anything_is_built(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="image height 60 is not a multiple of 16"):
         export_openvino(source, tmp_path / "x", size_hw=(60, 64))
     assert not (tmp_path / "x").exists()
+
+
+def old_folder(path: Path) -> Path:
+    path.mkdir()
+    (path / "old.txt").write_text("old")
+    return path
+
+
+def test_an_error_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fails:
+        def make(self, order: Order, folder: Path) -> None:
+            (folder / "half").mkdir(parents=True)
+            raise OSError("disk full")
+
+    monkeypatch.setattr("rapidetr.deployment.openvino.technique", lambda name: Fails())
+    with pytest.raises(OSError, match="disk full"):
+        export_openvino(detector_of("tiny_det"), old_folder(tmp_path / "made"), force=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["made", "old.txt"]
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file: is no folder; expected one to replace, or the name of a new one"):
+        export_openvino(detector_of("tiny_det"), tmp_path / "file", force=True)
+
+
+@pytest.mark.slow
+def test_force_replaces_the_old_folder(tmp_path: Path) -> None:
+    exported = export_openvino(detector_of("tiny_det"), old_folder(tmp_path / "made"), force=True)
+    assert exported.path == str(tmp_path / "made")
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    assert set(open_artifact(tmp_path / "made").files) == {"model.xml", "model.bin", "report.json", "lock.json"}
+    assert len(rapidetr.load(tmp_path / "made").predict(scenes(1), 0.0)[0]) > 3
 
 
 def test_what_counts_as_close() -> None:
@@ -173,6 +203,14 @@ def test_what_counts_as_close() -> None:
     nan = float("nan")
     for change in ({"max_logit_error": nan}, {"max_box_error": 0.01}, {"max_mask_error": nan}, {"topk_gap": 0.1}):
         assert not replace(good, **change).close, change
+    # lower precisions round by far more, which is for data to judge; but nothing may be infinite or no number
+    for precision in ("bfloat16", "int8"):
+        low = replace(good, precision=precision, max_logit_error=0.7, max_box_error=0.2, topk_gap=0.3, same_topk=0)
+        assert low.close
+        assert str(low).endswith("note: this precision rounds more than fp32; judge on data what that costs")
+        for name in ("max_logit_error", "max_box_error", "max_mask_error", "topk_gap"):
+            assert not replace(low, **{name: nan}).close, name
+            assert not replace(low, **{name: float("inf")}).close, name
 
 
 def test_calibration_pictures_are_told_apart() -> None:

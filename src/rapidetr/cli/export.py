@@ -128,6 +128,6 @@ def write(format: str, detector: Detector, target: Path, options: dict[str, Any]
     function: Callable[..., Any] = getattr(import_module(module), name)
     if format == "triton":
         options = {**options, "name": target.name.removesuffix(f"-{format}")}
-    if format not in ("onnx", "openvino"):  # these two replace a file, and refuse a folder that is there
+    if format != "onnx":  # which is a file, and replaced in any case
         options = {**options, "force": args.force}
     return function(detector, target, **options)

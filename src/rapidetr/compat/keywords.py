@@ -63,3 +63,17 @@ def check_keywords(kind: str, config: ModelConfig, keywords: Mapping[str, Any]) 
             raise ConfigError(f"{kind}: {name} is {value!r}, but this network has {network[name]!r}; leave it out, or choose another class")
         if name in LATER and value != LATER[name]:
             raise NotSupportedYet(f"{kind}: {name}={value!r} is not supported yet; leave it out (it is {LATER[name]!r})")
+
+
+def check_patch(config: ModelConfig, patch_size: int | None) -> None:
+    """ConfigError unless it is the network's, or not told."""
+    if patch_size not in (None, config.patch_size):
+        raise ConfigError(f"patch_size is {patch_size}; this network has {config.patch_size}; leave it out")
+
+
+def check_shape(shape: Any) -> tuple[int, int]:
+    """(height, width); ConfigError for anything but two whole numbers."""
+    whole = isinstance(shape, list | tuple) and len(shape) == 2 and all(isinstance(v, int) and not isinstance(v, bool) for v in shape)
+    if not whole:
+        raise ConfigError(f"shape is {shape!r}; expected (height, width), two whole numbers")
+    return shape[0], shape[1]

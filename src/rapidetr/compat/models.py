@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,11 +15,11 @@ from rapidetr.checkpoints.download import fetch
 from rapidetr.checkpoints.file import Checkpoint
 from rapidetr.checkpoints.licenses import notice
 from rapidetr.checkpoints.weights import entry_for_filename
-from rapidetr.compat import scores, training
-from rapidetr.compat.keywords import LATER, TRAINING, check_keywords, describe
+from rapidetr.compat import exports, scores, training
+from rapidetr.compat.keywords import LATER, TRAINING, check_keywords, check_patch, check_shape, describe
 from rapidetr.compat.results import relabel, to_official
 from rapidetr.core.config import variant
-from rapidetr.core.errors import ConfigError, NotSupportedYet
+from rapidetr.core.errors import ConfigError
 from rapidetr.deployment.technique import TECHNIQUES, precision_of
 from rapidetr.pixels.decode import load_picture
 from rapidetr.runtime.detector import Detector
@@ -32,15 +31,6 @@ if TYPE_CHECKING:
     from supervision import Detections
 
 _BATCH = 8  # pictures of a list that go through the network together; the official package takes all at once
-
-
-def _later(name: str, instead: str) -> Callable[..., NoReturn]:
-    def method(self: RFDETR, *args: Any, **keywords: Any) -> NoReturn:
-        raise NotSupportedYet(f"{type(self).__name__}.{name}() is not supported yet: {instead}")
-
-    method.__name__ = name
-    method.__doc__ = f"Not supported yet: {instead}."
-    return method
 
 
 class RFDETR:
@@ -110,13 +100,12 @@ class RFDETR:
 
         `shape` (height, width) runs this call at another input size. ImageError, ConfigError, BackendMissing (supervision).
         """
-        if patch_size not in (None, self.detector.config.patch_size):
-            raise ConfigError(f"patch_size is {patch_size}; this network has {self.detector.config.patch_size}; leave it out")
+        check_patch(self.detector.config, patch_size)
         several = isinstance(images, list | tuple)
         pictures = [load_picture(image).pixels for image in (images if several else [images])]
         detector = self.optimized or self.detector
-        if shape is not None and _pair(shape) != detector.size_hw:  # an optimized detector has one size
-            detector = self._at(_pair(shape), self.detector.model)
+        if shape is not None and check_shape(shape) != detector.size_hw:  # an optimized detector has one size
+            detector = self._at(check_shape(shape), self.detector.model)
         found = detector.predict(pictures, threshold, batch_size=_BATCH, include_unnamed=True, max_detections=self.model_config.num_select)
         results = [to_official(one, p if include_source_image else None) for one, p in zip(found, pictures, strict=True)]
         return results if several else results[0]
@@ -216,9 +205,9 @@ class RFDETR:
         """`predict` uses the plain network again."""
         self.optimized = None
 
-    export = _later("export", "exporting by this name comes later; use rapidetr.deployment.export_onnx, or `rapidetr export`")
-    export_for_roboflow = _later("export_for_roboflow", "by this name it comes later; use `rapidetr export --format roboflow`")
-    deploy_to_roboflow = _later("deploy_to_roboflow", "uploads come later; `rapidetr convert IN OUT.pth` writes an official file")
+    export = exports.export
+    export_for_roboflow = exports.export_for_roboflow
+    deploy_to_roboflow = exports.deploy_to_roboflow
 
 
 def from_checkpoint(path: str | os.PathLike[str], **keywords: Any) -> RFDETR:
@@ -245,13 +234,6 @@ def _load(source: str | Path, keywords: dict[str, Any], **other: Any) -> Detecto
         accept_license=keywords.get("accept_license"),
         **other,
     )
-
-
-def _pair(shape: Any) -> tuple[int, int]:
-    whole = isinstance(shape, list | tuple) and len(shape) == 2 and all(isinstance(v, int) and not isinstance(v, bool) for v in shape)
-    if not whole:
-        raise ConfigError(f"shape is {shape!r}; expected (height, width), two whole numbers")
-    return shape[0], shape[1]
 
 
 class RFDETRNano(RFDETR):

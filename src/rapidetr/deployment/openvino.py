@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from copy import copy, deepcopy
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +20,7 @@ from torch import nn
 from rapidetr.core.errors import BackendMissing, ConfigError
 from rapidetr.deployment.distance import BATCHES, Distance
 from rapidetr.deployment.openvino_graph import keep_geometry, traced
+from rapidetr.deployment.package import put_in_place
 from rapidetr.deployment.taps import SCORES, TOKENS, Tapped, recorded
 from rapidetr.deployment.technique import Order, has_bfloat16, technique
 from rapidetr.model.fold import Folded
@@ -43,6 +45,17 @@ class Converted(Distance):
     @property
     def kind(self) -> str:
         return f"OpenVINO {self.precision}"
+
+    @property
+    def close(self) -> bool:
+        """Below fp32 whether the differences are finite: how much such rounding may cost is no fixed number, but for data to say."""
+        if self.precision == "float32":
+            return super().close
+        return all(map(isfinite, (self.max_logit_error, self.max_box_error, self.max_mask_error or 0.0, self.topk_gap)))
+
+    def __str__(self) -> str:
+        lower = "" if self.precision == "float32" else "\nnote: this precision rounds more than fp32; judge on data what that costs"
+        return f"{super().__str__()}{lower}"
 
 
 @dataclass(frozen=True)
@@ -79,27 +92,28 @@ def export_openvino(
     precision: str = "float32",
     pictures: Sequence[np.ndarray] = (),
     taps: bool = False,
+    force: bool = False,
 ) -> Converted:
     """Write `folder`, an artifact with model.xml and model.bin for any batch size, and say how far it is from the source; atomic.
 
     `source`: a torch Detector, or what `rapidetr.load` takes. Size, layers and queries are the detector's unless told.
     `pictures`: RGB uint8 [H, W, 3], which int8 is calibrated with and all are compared on. `taps` adds what deployment/taps.py names
     after the outputs, for `rapidetr diff`; the network is slower then. BackendMissing without openvino, for int8 nncf, too;
-    ConfigError for arguments out of range, a folder that exists, int8 without pictures and with taps.
+    ConfigError for arguments out of range, a folder that exists unless `force` replaces it, int8 without pictures and with taps.
     """
     known = {"float32", "bfloat16", "int8"}
     if precision not in known or (precision == "int8" and taps):
         raise ConfigError(f"precision is {precision!r}, taps {taps}; expected one of {', '.join(sorted(known))}, int8 without taps")
-    detector = _recut(source, size_hw, decoder_layers, queries)
-    with TemporaryDirectory() as aside:
+    with put_in_place(Path(folder), force=force) as part, TemporaryDirectory() as aside:
+        detector = _recut(source, size_hw, decoder_layers, queries)
         # a detector knows no file, so that its weights are hashed as they would be saved
         file = detector.save(Path(aside) / f"{detector.config.name}.safetensors") if isinstance(source, Detector) else weights_file(source)
         order = Order(detector, file, pictures=pictures)
         if taps:
-            made = Conversion(order, Path(folder), f"openvino-{precision}", precision, taps=True).write()
+            made = Conversion(order, part, f"openvino-{precision}", precision, taps=True).write()
         else:
-            made = technique(f"openvino-{precision}").make(order, Path(folder))
-    told = json.loads(made.files[REPORT].read_text(encoding="utf-8"))
+            made = technique(f"openvino-{precision}").make(order, part)
+        told = json.loads(made.files[REPORT].read_text(encoding="utf-8"))
     told.pop("close")
     return Converted(**{**told, "path": str(folder), "size_hw": tuple(told["size_hw"])})
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,16 +49,31 @@ def write_package(folder: str | Path, format: str, fill: Fill, *, force: bool = 
     ConfigError where something is there already, unless `force` replaces it.
     """
     folder = Path(folder)
-    if not force:
-        refuse_existing(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("part", "old"))
-    part.mkdir()
-    try:
+    with put_in_place(folder, force=force) as part:
+        part.mkdir()
         graph, notes = fill(part)
         files = sorted(path for path in part.rglob("*") if path.is_file())
         for path in (*files, *(p for p in part.rglob("*") if p.is_dir()), part):
             sync(path)
+    sizes = {path.relative_to(part).as_posix(): (folder / path.relative_to(part)).stat().st_size for path in files}
+    placed = None if graph is None else replace(graph, path=str(folder / Path(graph.path).relative_to(part)))
+    return Package(str(folder), format, sizes, placed, notes)
+
+
+@contextmanager
+def put_in_place(folder: Path, *, force: bool) -> Iterator[Path]:
+    """A name beside `folder` to make a folder under, which becomes `folder` at the end; after an error all is as it was.
+
+    ConfigError where something is there already, unless `force` replaces it, and for what is no folder.
+    """
+    if not force:
+        refuse_existing(folder)
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ConfigError(f"{folder}: is no folder; expected one to replace, or the name of a new one")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("part", "old"))
+    try:
+        yield part
         if folder.exists():
             os.rename(folder, old)
         os.rename(part, folder)
@@ -68,9 +84,6 @@ def write_package(folder: str | Path, format: str, fill: Fill, *, force: bool = 
     finally:
         for path in (part, old):
             shutil.rmtree(path, ignore_errors=True)
-    sizes = {path.relative_to(part).as_posix(): (folder / path.relative_to(part)).stat().st_size for path in files}
-    placed = None if graph is None else replace(graph, path=str(folder / Path(graph.path).relative_to(part)))
-    return Package(str(folder), format, sizes, placed, notes)
 
 
 def refuse_existing(path: Path) -> None:
