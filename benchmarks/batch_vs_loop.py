@@ -4,13 +4,15 @@
 
 Both do the same shards of the same rendered scenes with the same model, one thread a process, in turns. `steady` counts from when
 every process has done its first shard to the end of the last one, by the times of the records that the processes write; `whole`
-counts everything, Ray's start and the loading of models too. Ray keeps processes of its own busy: leave it a core.
+counts everything, Ray's start and the loading of models too. Ray keeps processes of its own busy: leave it a core. Its workers, which yield
+to all else by default (nice 15), run here as the loop's do.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -72,6 +74,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.images <= args.processes * args.shard_size:
         parser.error("expected more pictures than fit into the first shard of every process")
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - Ray writes it so
     from rapidetr.demo import write_dataset
 
     found: dict[str, list[Any]] = {"loop": [], "ray": []}

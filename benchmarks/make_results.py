@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rapidetr.choice.records import Candidate
+
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
 HEAD = """# Results
@@ -126,6 +128,33 @@ def harness(r: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def self_check(r: dict[str, Any]) -> str:
+    rows = [f"The benchmark's own checks with real sleeps of 20 ms and more; percentiles within {r['within']:.0%} of the truth:\n"]
+    for name, found in r["checks"].items():
+        told = json.dumps({k: v for k, v in found.items() if k not in ("ok", "noise")})
+        rows.append(f"- {name.removeprefix('check_')}: {'kept' if found['ok'] else 'not kept'}, `{told}`")
+    return "\n".join(rows)
+
+
+def chosen(r: dict[str, Any]) -> str:
+    rows = [
+        f"{len(r['measured'])} candidates of `rapidetr choose`, every one measured in full, then searched; {r['pictures']} pictures, "
+        f"{r['threads']} threads:\n",
+        "| service level | smallest | most accurate | same answer as measuring everything | part of its time |",
+        "|---|---|---|---|---|",
+    ]
+    for c in r["levels"]:
+        same = "yes" if c["same_answer"] else "no"
+        rows.append(f"| {c['level']} | {c['smallest']} | {c['most_accurate']} | {same} | {c['part_of_exhaustive_time']:.2f} |")
+    rows += ["\n| candidate | GMAC | p50 ms | p95 ms (interval) | AP | MB |", "|---|---|---|---|---|---|"]
+    for steps in r["measured"]:
+        m = steps["time"]
+        name = Candidate.from_dict(m["candidate"])
+        p95 = "-" if m["p95_ms"] is None else "{:.1f} ({:.1f}-{:.1f})".format(m["p95_ms"], *m["p95_interval_ms"])
+        rows.append(f"| {name} | {m['gmacs']:.2f} | {m['p50_ms']:.1f} | {p95} | {steps['score']['ap']:.3f} | {m['memory_mb']:.0f} |")
+    return "\n".join(rows)
+
+
 def roboflow(r: dict[str, Any]) -> str:
     rows = [
         "| package | classes | detections, ours / client | largest difference: score | box px | mask, part of pixels |",
@@ -138,7 +167,62 @@ def roboflow(r: dict[str, Any]) -> str:
     return "\n".join([*rows, "\nBoxes of the client are whole pixels."])
 
 
+def serving(r: dict[str, Any]) -> str:
+    asked, alone, soak = r["asked"], r["unloaded"], r["soak_at_0.7"]
+    rows = [
+        f"`rapidetr serve {' '.join([asked['model'], asked['serve']]).strip()}`, client on the same cores, open loop with Poisson "
+        f"arrivals, {asked['seconds']:g} s each. Closed-loop capacity {r['capacity_per_s']} pictures a second "
+        f"({asked['clients']} clients); without load p50 / p95 {alone['p50_ms']} / {alone['p95_ms']} ms.\n",
+        "| part of capacity | a second | sent | shed with 503 | p50 / p95 / p99 ms of those answered | as fast as before after s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for factor in ("0.3", "0.7", "3"):
+        m = r[f"at_{factor}"]
+        times = " / ".join(str(m.get(f"p{q}_ms", "-")) for q in (50, 95, 99))
+        rows.append(f"| {factor} | {m['rate']} | {m['sent']} | {100 * m['shed']:.1f} % | {times} | {m['recovery_s']} |")
+    answered = ", ".join(f"{n} with {status}" for status, n in soak["statuses"].items())
+    memory = f"{soak['parts'][0]['rss_mb']} to {soak['parts'][-1]['rss_mb']} MB from its first tenth to its end"
+    rows.append(f"\np95 at 0.7 is {r['p95_at_0.7_over_unloaded_p50']} times the p50 without load. Soak of {soak['seconds']:g} s at 0.7:")
+    rows.append(f"{answered}; memory of the server {memory}.\n")
+    return "\n".join([*rows, promises(r["kept"])])
+
+
+def promises(kept: dict[str, bool]) -> str:
+    return "Promises: " + ", ".join(f"{name.replace('_', ' ')} {'kept' if held else '**not kept**'}" for name, held in kept.items()) + "."
+
+
+def malformed(r: dict[str, Any]) -> str:
+    asked, statuses = r["asked"], sorted(r["statuses"])
+    first, *_, last = r["after"].items()
+    rows = [
+        f"{r['requests']} requests drawn from /openapi.json to `rapidetr serve {asked['model']} {asked['serve']}`, answers by kind:\n",
+        f"| kind | {' | '.join(statuses)} | slowest s |",
+        "|---" * (len(statuses) + 2) + "|",
+    ]
+    for kind, found in sorted(r["by_kind"].items()):
+        rows.append(f"| {kind} | {' | '.join(str(found.get(s, 0)) for s in statuses)} | {r['slowest_s_and_number'][kind][0]} |")
+    memory, files = (f"{first[1][name]} to {last[1][name]}" for name in ("rss_mb", "open_files"))
+    rows.append(f"\nFrom request {first[0]} to {last[0]}: memory {memory} MB (flat: at most {r['flat_mb']} more), open files {files}.\n")
+    return "\n".join([*rows, promises(r["kept"])])
+
+
+def batches(r: dict[str, Any]) -> str:
+    rows = [
+        f"{r['images']} rendered scenes in shards of {r['shard_size']}, {r['model']}, {r['processes']} processes of one thread, "
+        f"{r['rounds']} rounds in turns, medians:\n",
+        "| pictures a second | plain loop | `rapidetr batch` on Ray | Ray to loop |",
+        "|---|---|---|---|",
+    ]
+    names = {"steady": "when all processes work", "whole": "with Ray's start and loading"}
+    median = r["median"]
+    rows += [f"| {told} | {median['loop'][k]:.2f} | {median['ray'][k]:.2f} | {r['ray_to_loop'][k]:.3f} |" for k, told in names.items()]
+    return "\n".join(rows)
+
+
 TITLES = {
+    "serve_load": "Serving under load",
+    "serve_malformed": "Malformed requests",
+    "batch_vs_loop": "Large batches on Ray against a plain loop",
     "roboflow_client": "Packages in Roboflow's client",
     "predict_vs_official": "predict against the official package",
     "startup": "Start-up",
@@ -147,11 +231,14 @@ TITLES = {
     "train_vs_official": "Training steps against the official package",
     "loader_throughput": "Loader",
     "bench_vs_official": "The benchmark's own harness around the official package",
+    "bench_self_check": "The benchmark checks itself",
+    "choose_grid": "The choice by service level",
 }
 WRITERS = {
     "predict_vs_official": predict, "startup": startup, "evaluate_vs_pycocotools": evaluation, "parity_vs_official": parity,
     "train_vs_official": training, "loader_throughput": loader, "bench_vs_official": harness,
-    "roboflow_client": roboflow,
+    "roboflow_client": roboflow, "serve_load": serving, "serve_malformed": malformed, "batch_vs_loop": batches,
+    "bench_self_check": self_check, "choose_grid": chosen,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,14 @@ def _models_are_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Building a network takes longer than ten pictures."""
     for module in ("recipe", "predictor"):
         monkeypatch.setattr(f"rapidetr.batch.{module}.load", load_once)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _ray_gets_its_share() -> Iterator[None]:
+    """Ray's processes run at nice 15 otherwise: beside anything else, a test lasts for minutes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")
+        yield
 
 
 @pytest.fixture(scope="session")

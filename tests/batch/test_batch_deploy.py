@@ -16,6 +16,7 @@ import yaml
 from rapidetr.batch.inputs import Shard
 from rapidetr.batch.ray_serve import deploy
 from rapidetr.batch.run import Pool, run_on_ray
+from rapidetr.batch.store import Store
 from rapidetr.cli.main import main
 from rapidetr.core.errors import ConfigError
 
@@ -53,6 +54,20 @@ def test_failed_pictures_make_status_1(photos: Path, tiny: Path, tmp_path: Path,
     assert (document["images"], document["predicted"], document["failed"]) == (10, 9, 1)
     assert document["images_per_s"] > 0
     assert error == f"rapidetr: error: 1 of 10 pictures failed; see {tmp_path / 'out'}/errors.jsonl\n"
+
+
+def test_one_driver_at_a_time(photos: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    words = [photos, "--model", tiny, "--engine", "local", "--out", out]
+    with Store(str(out)).alone():
+        status, _, error = call(capsys, *words)
+        told = f"rapidetr: error: {out}: another process writes results there; wait for it, or choose another --out\n"
+        assert (status, error) == (2, told)
+        assert [path.name for path in out.iterdir()] == [".lock"]
+        assert call(capsys, *words[:-1], tmp_path / "other")[0] == 0
+    assert call(capsys, *words)[0] == 0
+    with Store("memory://out").alone(), Store("memory://out").alone():  # object stores know no locks
+        pass
 
 
 @pytest.mark.parametrize(

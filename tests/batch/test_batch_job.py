@@ -196,6 +196,51 @@ def test_a_shard_that_kills_its_process_is_given_up_after_three_times(start: Sta
     assert fresh.predict_shard(again.todo[0])["errors"] == []  # a new run counts from the beginning
 
 
+def test_a_model_that_kills_its_process_ends_the_run(start: Start, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every process is a new Predictor; Ray starts them without end."""
+    job, predictor = start(photos)
+    with monkeypatch.context() as patch:
+        patch.setattr("rapidetr.batch.predictor.load", lambda *_, **__: (_ for _ in ()).throw(Killed))
+        for loads in range(1, ATTEMPTS + 1):
+            with pytest.raises(Killed):
+                Predictor(predictor.plan).predict_shard(job.todo[0])
+            record = read_record(job.store, 0)
+            assert record is not None
+            assert (record["state"], record["loads"], record["attempt"]) == ("loading", loads, 0)
+        with pytest.raises(RapidetrError) as ended:
+            Predictor(predictor.plan).predict_shard(job.todo[0])
+    assert str(ended.value) == (
+        f"{predictor.plan.model}: loading it killed its process 3 times; give processes more memory, or start fewer"
+    )
+    again, fresh = start(photos)
+    assert len(again.todo) == 4
+    assert fresh.predict_shard(again.todo[0])["attempt"] == 1  # a new run counts from the beginning
+
+
+def test_processes_that_die_of_a_picture_do_not_count_as_dying_of_the_model(
+    start: Start, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, predictor = start(photos)
+    with monkeypatch.context() as patch:
+        patch.setattr(Predictor, "predict", lambda *_: (_ for _ in ()).throw(Killed))
+        for _ in range(ATTEMPTS):
+            with pytest.raises(Killed):
+                Predictor(predictor.plan).predict_shard(job.todo[0])
+        record = Predictor(predictor.plan).predict_shard(job.todo[0])
+    assert (record["state"], len(record["errors"]), record["attempt"]) == ("done", 3, ATTEMPTS + 1)
+
+
+def test_what_cannot_be_loaded_is_told_in_one_line(start: Start, photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job, predictor = start(photos)
+    monkeypatch.setattr("rapidetr.batch.predictor.load", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no\nmemory")))
+    with pytest.raises(RapidetrError) as refused:
+        predictor.predict_shard(job.todo[0])
+    assert str(refused.value) == (
+        f"{predictor.plan.model}: cannot be loaded by a process of this job (RuntimeError: no memory); "
+        "try `rapidetr predict` with it on the same machine"
+    )
+
+
 @pytest.mark.parametrize(
     ("now", "told"),
     [

@@ -13,7 +13,7 @@ import pytest
 from rapidetr.batch.job import Job, finish, read_results
 from rapidetr.batch.predictor import Predictor
 from rapidetr.batch.run import Pool, cluster, run_here, run_on_ray
-from rapidetr.core.errors import CheckpointMissing
+from rapidetr.core.errors import CheckpointMissing, RapidetrError
 
 pytestmark = [
     pytest.mark.external,
@@ -63,3 +63,17 @@ def test_an_error_of_ours_comes_out_of_ray_in_one_line(start: Start, scenes: Pat
     with pytest.raises(CheckpointMissing) as raised:
         list(run_on_ray(job, lost, ONE))
     assert str(raised.value).startswith("gone.safetensors: no such file")
+
+
+@pytest.mark.usefixtures("ray")
+def test_a_model_that_kills_every_process_ends_the_job(start: Start, scenes: Path) -> None:
+    """As the kernel does where memory ends; Ray alone would start processes for ever."""
+
+    class Doomed(Predictor):
+        @property
+        def detector(self) -> Any:
+            os._exit(1)
+
+    job, predictor = start(scenes, limit=2)
+    with pytest.raises(RapidetrError, match=r"loading it killed its process 3 times; give processes more memory, or start fewer$"):
+        list(run_on_ray(job, Doomed(predictor.plan), ONE))

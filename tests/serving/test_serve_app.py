@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.requests import Request
 
 import rapidetr
 from rapidetr.core.clock import STAGES
@@ -482,3 +483,26 @@ def test_slow_bodies(timeout_s: float) -> None:
     )
     assert len(parts) >= 2
     assert guard.held_bytes == 0
+
+
+async def read_all(scope: dict[str, Any], receive: Any, send: Any) -> None:
+    await Request(scope, receive).body()
+
+
+def test_who_leaves_is_no_failure_of_the_server(caplog: pytest.LogCaptureFixture) -> None:
+    """Hung up in the middle of a body: nothing is sent, nothing is logged, no 5xx is counted, and its bytes are given back."""
+    metrics = Metrics()
+    guard, sent = Guard(read_all, ServeLimits(), metrics), list[Any]()
+    messages = iter([{"type": "http.request", "body": b"some", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> dict[str, Any]:
+        return next(messages)
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/predict", "headers": []}
+    with anyio.from_thread.start_blocking_portal() as portal:
+        portal.call(guard, scope, receive, send)
+    assert (sent, caplog.records, guard.held_bytes) == ([], [], 0)
+    assert 'rapidetr_requests_total{method="POST",path="/v1/predict",status="499"} 1.0' in metrics.text().decode()

@@ -16,8 +16,9 @@ from rapidetr.batch.job import PARTS, Place, Record, part_name, read_record, rea
 from rapidetr.batch.recipe import Recipe
 from rapidetr.batch.results import Row, encode_rows, row_of
 from rapidetr.batch.store import Store
-from rapidetr.core.errors import ImageError
+from rapidetr.core.errors import ImageError, RapidetrError
 from rapidetr.pixels.decode import ImageLimits, Picture
+from rapidetr.pixels.read import one_line
 from rapidetr.runtime.load import load
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 ATTEMPTS = 3  # of one shard in one run; a picture that kills its process would do so for ever
 KILLED = f"a process died on this or another picture of its shard, {ATTEMPTS} times; predict these with smaller shards"
+
+DIED_LOADING = f"loading it killed its process {ATTEMPTS} times; give processes more memory, or start fewer"
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,27 @@ class Predictor:
     def detector(self) -> Detector:
         if self._detector is None:
             plan = self.plan
-            options = plan.recipe.loading()
-            self._detector = load(plan.model, device=plan.device, threads=plan.threads, accept_license=plan.accept_license, **options)
+            how: dict[str, Any] = {"device": plan.device, "threads": plan.threads, "accept_license": plan.accept_license}
+            try:
+                self._detector = load(plan.model, **how, **plan.recipe.loading())
+            except RapidetrError:
+                raise
+            except Exception as problem:  # of a driver or an engine that this machine does not have
+                told = f"{plan.model}: cannot be loaded by a process of this job ({type(problem).__name__}: {one_line(problem)})"
+                raise RapidetrError(f"{told}; try `rapidetr predict` with it on the same machine") from problem
         return self._detector
+
+    def _load(self, store: Store, number: int, earlier: Record) -> Detector:
+        """The model, loaded while the record of its first shard says so: what dies of it would be started again for ever.
+
+        RapidetrError where that happened `ATTEMPTS` times, one after the other.
+        """
+        loads = 1 + earlier.get("loads", 0)
+        if loads > ATTEMPTS:
+            raise RapidetrError(f"{self.plan.model}: {DIED_LOADING}")
+        record = {"number": number, "state": "loading", "run": self.plan.run, "attempt": earlier["attempt"], "loads": loads}
+        store.write(record_name(number), json.dumps(record).encode())
+        return self.detector
 
     def predict_shard(self, place: Place) -> Record:
         """The record of a shard that is done, and whose result file is in place; one that this run has done is not done again."""
@@ -68,8 +89,9 @@ class Predictor:
         mine = before.get("run") == plan.run
         if mine and before["state"] == "done":
             return before
-        detector = self.detector  # loaded before the attempt counts
-        attempt = 1 + (before["attempt"] if mine else 0)
+        earlier = before if mine else {"attempt": 0}
+        detector = self._detector or self._load(store, place.number, earlier)  # before the attempt counts
+        attempt = 1 + earlier["attempt"]
         record: Record = {"number": place.number, "state": "started", "run": plan.run, "attempt": attempt}
         store.write(record_name(place.number), json.dumps(record).encode())
         shard = read_shard(store, place.offset, place.length)

@@ -9,8 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from filelock import FileLock, Timeout
+
 from rapidetr.core.errors import BackendMissing, ConfigError
 from rapidetr.runtime.artifact import sync
+
+LOCK = ".lock"
 
 
 def open_place(place: str) -> tuple[Any, str]:
@@ -46,6 +50,26 @@ class Store:
 
     def open(self, name: str) -> Any:
         return self.fs.open(self.path(name), "rb")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While no other process is in here; ConfigError where one is. The lock falls with the process that holds it.
+
+        For folders of a disk alone: object stores know no locks, and nothing is guarded there.
+        """
+        if not self.local:
+            yield
+            return
+        Path(self.root).mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path(LOCK), timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise ConfigError(f"{self.url}: another process writes results there; wait for it, or choose another --out") from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Bytes of each file of a folder, by its name there."""

@@ -12,6 +12,9 @@ from rapidetr.cli.console import Console
 from rapidetr.cli.options import add_model_options, at_least, part, size_hw
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rapidetr.batch.job import Job, Record
     from rapidetr.batch.recipe import Model, Recipe
 
 EXAMPLES = """\
@@ -67,29 +70,38 @@ def run(args: Namespace, console: Console) -> int:
     from rapidetr.batch.predictor import Predictor
     from rapidetr.batch.recipe import pin_model
     from rapidetr.batch.run import Pool, plan_of, run_here, run_on_ray
+    from rapidetr.batch.store import Store
     from rapidetr.core.errors import ConfigError
 
     if args.weights == "random":
         raise ConfigError("--weights random gives every process another network; save one first, and name its file")
     names = {"size_hw": args.size, "dtype": args.dtype, "decoder_layers": args.decoder_layers, "queries": args.queries}
     model = pin_model(args.model, accept_license=args.accept_license, model=args.variant, **names)
-    job = open_job(args.out or "results", recipe_of(args, model), model, retry_failed=args.retry_failed, verify=args.verify)
-    how = {name: getattr(args, name) for name in ("device", "threads", "accept_license", "batch_size", "prefetch")}
-    predictor = Predictor(plan_of(job, **how))
-    least, most = args.actors
-    pool = Pool(least, most, args.cpus_per_actor, args.gpus_per_actor, args.address)
-    if job.done:
-        console.say(f"going on: {len(job.done)} of {job.manifest['shards']} shards are done")
-    began = time.perf_counter()
-    records = []
-    with tqdm(total=sum(place.count for place in job.todo), unit="picture", leave=False, disable=args.quiet or None) as bar:
-        for record in run_here(job, predictor) if args.engine == "local" else run_on_ray(job, predictor, pool):
-            records.append(record)
-            bar.update(record["count"])
-    seconds = time.perf_counter() - began
-    document = finish(job, records)
+    out, recipe = args.out or "results", recipe_of(args, model)
+    with Store(out).alone():
+        job = open_job(out, recipe, model, retry_failed=args.retry_failed, verify=args.verify)
+        how = {name: getattr(args, name) for name in ("device", "threads", "accept_license", "batch_size", "prefetch")}
+        predictor = Predictor(plan_of(job, **how))
+        if job.done:
+            console.say(f"going on: {len(job.done)} of {job.manifest['shards']} shards are done")
+        least, most = args.actors
+        pool = Pool(least, most, args.cpus_per_actor, args.gpus_per_actor, args.address)
+        began = time.perf_counter()
+        records = collect(job, run_here(job, predictor) if args.engine == "local" else run_on_ray(job, predictor, pool), args.quiet)
+        seconds = time.perf_counter() - began
+        document = finish(job, records)
     document |= {"seconds": round(seconds, 3), "images_per_s": round(document["images_this_run"] / seconds, 2)}
     return report(document, console)
+
+
+def collect(job: Job, done: Iterator[Record], quiet: bool) -> list[Record]:
+    """All records, shown as they come."""
+    records = []
+    with tqdm(total=sum(place.count for place in job.todo), unit="picture", leave=False, disable=quiet or None) as bar:
+        for record in done:
+            records.append(record)
+            bar.update(record["count"])
+    return records
 
 
 def recipe_of(args: Namespace, model: Model) -> Recipe:

@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rapidetr.serving.limits import Refusal, ServeLimits
 from rapidetr.serving.metrics import Metrics
 
+HUNG_UP = 499  # as nginx counts those who left before their body was whole; it is never sent
 LINGER_S = 2.0  # for which a refused body is still read, so that its sender gets to see why
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -74,6 +76,8 @@ class Guard:
             except Refusal as refusal:
                 await body.discard()
                 await refuse(refusal)(scope, receive, send_marked)
+            except ClientDisconnect:  # nobody is there to be told
+                status = HUNG_UP
             except Exception:
                 log.exception("%s %s failed", scope["method"], scope["path"])
                 if sent:
