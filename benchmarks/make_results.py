@@ -171,18 +171,21 @@ def serving(r: dict[str, Any]) -> str:
     asked, alone, soak = r["asked"], r["unloaded"], r["soak_at_0.7"]
     rows = [
         f"`rapidetr serve {' '.join([asked['model'], asked['serve']]).strip()}`, client on the same cores, open loop with Poisson "
-        f"arrivals, {asked['seconds']:g} s each. Closed-loop capacity {r['capacity_per_s']} pictures a second "
+        f"arrivals where nothing else is said, {asked['seconds']:g} s each. Closed-loop capacity {r['capacity_per_s']} pictures a second "
         f"({asked['clients']} clients); without load p50 / p95 {alone['p50_ms']} / {alone['p95_ms']} ms.\n",
         "| part of capacity | a second | sent | shed with 503 | p50 / p95 / p99 ms of those answered | as fast as before after s |",
         "|---|---|---|---|---|---|",
     ]
-    for factor in ("0.3", "0.7", "3"):
+    for factor in ("0.3", "0.7", "0.7_even", "3"):
         m = r[f"at_{factor}"]
         times = " / ".join(str(m.get(f"p{q}_ms", "-")) for q in (50, 95, 99))
-        rows.append(f"| {factor} | {m['rate']} | {m['sent']} | {100 * m['shed']:.1f} % | {times} | {m['recovery_s']} |")
+        rows.append(
+            f"| {factor.replace('_even', ', evenly spaced')} | {m['rate']} | {m['sent']} | {100 * m['shed']:.1f} % | {times} | {m['recovery_s']} |"
+        )
     answered = ", ".join(f"{n} with {status}" for status, n in soak["statuses"].items())
     memory = f"{soak['parts'][0]['rss_mb']} to {soak['parts'][-1]['rss_mb']} MB from its first tenth to its end"
-    rows.append(f"\np95 at 0.7 is {r['p95_at_0.7_over_unloaded_p50']} times the p50 without load. Soak of {soak['seconds']:g} s at 0.7:")
+    times = " and ".join(f"{times} ({kind} arrivals)" for kind, times in r["p95_at_0.7_over_unloaded_p50"].items())
+    rows.append(f"\np95 at 0.7 is {times} times the p50 without load. Soak of {soak['seconds']:g} s at 0.7:")
     rows.append(f"{answered}; memory of the server {memory}.\n")
     return "\n".join([*rows, promises(r["kept"])])
 
