@@ -179,9 +179,8 @@ def serving(r: dict[str, Any]) -> str:
     for factor in ("0.3", "0.7", "0.7_even", "3"):
         m = r[f"at_{factor}"]
         times = " / ".join(str(m.get(f"p{q}_ms", "-")) for q in (50, 95, 99))
-        rows.append(
-            f"| {factor.replace('_even', ', evenly spaced')} | {m['rate']} | {m['sent']} | {100 * m['shed']:.1f} % | {times} | {m['recovery_s']} |"
-        )
+        name = factor.replace("_even", ", evenly spaced")
+        rows.append(f"| {name} | {m['rate']} | {m['sent']} | {m['shed']:.1%} | {times} | {m['recovery_s']} |")
     answered = ", ".join(f"{n} with {status}" for status, n in soak["statuses"].items())
     memory = f"{soak['parts'][0]['rss_mb']} to {soak['parts'][-1]['rss_mb']} MB from its first tenth to its end"
     times = " and ".join(f"{times} ({kind} arrivals)" for kind, times in r["p95_at_0.7_over_unloaded_p50"].items())
