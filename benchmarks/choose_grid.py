@@ -15,7 +15,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from measure import write
@@ -37,11 +37,11 @@ def candidates(args: argparse.Namespace) -> list[Candidate]:
     queries = [int(count) for count in args.queries.split(",")]
     for model in args.models.split(","):
         detector = load(model, device="cpu")
-        engine: Any = detector.engine
+        config, engine = detector.config, cast(Any, detector.engine)
         free = engine.name == "torch" and not find_artifact(model)
-        values = engine.size_hw, engine.decoder_layers, engine.queries
+        values = engine.size_hw, engine.decoder_layers or config.decoder_layers, engine.queries or config.queries
         offer: Offer = AnyGraph("torch") if free else FixedGraph(engine.name, (engine.precision,), values)
-        found += grid({model: detector.config}, [offer], sizes=sizes, decoder_layers=None, queries=queries)
+        found += grid({model: config}, [offer], sizes=sizes, decoder_layers=None, queries=queries)
     return found
 
 

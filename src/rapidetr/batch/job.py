@@ -24,9 +24,8 @@ from rapidetr.core.errors import ConfigError, RapidetrError
 SCHEMA = "rapidetr.batch/1"
 MANIFEST, INPUTS, PARTS, RECORDS, ERRORS = "manifest.json", "inputs.jsonl", "parts", "records", "errors.jsonl"
 
-Record = dict[
-    str, Any
-]  # of a shard: number, state (loading, started, done), run, attempt; when done: count, sha256, bytes, detections, errors
+# of a shard: number, state (loading, started, done), run, attempt; when done: count, sha256, bytes, detections, errors
+Record = dict[str, Any]
 
 
 def part_name(number: int, form: str) -> str:

@@ -20,6 +20,7 @@ from rapidetr.model.fold import Folded
 from rapidetr.model.rfdetr import RfDetr
 from rapidetr.pixels.prepare import check_pictures, prepare, resize_antialiased
 from rapidetr.runtime import prepare_torch
+from rapidetr.runtime.aside import aside
 
 if TYPE_CHECKING:
     from rapidetr.checkpoints.file import Checkpoint
@@ -112,15 +113,18 @@ def open_artifact_folded(artifact: Artifact, device: str, threads: int | None) -
 
     if threads is not None:
         torch.set_num_threads(threads)
-    checkpoint, m = open_checkpoint(artifact.path / "best.safetensors"), artifact.manifest
-    engine = FoldedEngine(
-        checkpoint.network(),
-        checkpoint.preprocessing,
-        device=pick_device(device),
-        precision=m.precision,
-        size_hw=m.size_hw,
-        decoder_layers=m.decoder_layers,
-        queries=m.queries,
-        compiled=m.engine == COMPILED,
-    )
-    return engine, checkpoint
+    checkpoint, m = aside(lambda: open_checkpoint(artifact.path / "best.safetensors")), artifact.manifest
+
+    def build() -> FoldedEngine:
+        return FoldedEngine(
+            checkpoint.network(),
+            checkpoint.preprocessing,
+            device=pick_device(device),
+            precision=m.precision,
+            size_hw=m.size_hw,
+            decoder_layers=m.decoder_layers,
+            queries=m.queries,
+            compiled=m.engine == COMPILED,
+        )
+
+    return aside(build), checkpoint

@@ -14,6 +14,7 @@ from rapidetr.core.config import VARIANTS, variant
 from rapidetr.core.errors import CheckpointMissing, ConfigError, NotSupportedYet
 from rapidetr.core.preprocessing import Preprocessing
 from rapidetr.runtime.artifact import Artifact, find_artifact, load_artifact
+from rapidetr.runtime.aside import aside
 from rapidetr.runtime.detector import Detector
 from rapidetr.runtime.onnx_engine import default_labels, open_onnx
 
@@ -85,7 +86,7 @@ def load(
         )
         require_license(str(source), facts.license, accept_license)
         return Detector(stored, facts)
-    checkpoint = _random(str(source), seed) if weights == "random" else _pretrained(source, model, accept_license)
+    checkpoint = aside(lambda: _random(str(source), seed)) if weights == "random" else _pretrained(source, model, accept_license)
     return Detector(_torch_engine(checkpoint, device, threads, dtype, size, decoder_layers, queries), checkpoint)
 
 
@@ -93,7 +94,7 @@ def open_torch(artifact: Artifact, device: str, threads: int | None) -> tuple[To
     """What runtime/artifact.py asks of an engine."""
     from rapidetr.checkpoints.file import open_checkpoint
 
-    checkpoint, m = open_checkpoint(artifact.path / "best.safetensors"), artifact.manifest
+    checkpoint, m = aside(lambda: open_checkpoint(artifact.path / "best.safetensors")), artifact.manifest
     return _torch_engine(checkpoint, pick_device(device), threads, m.precision, m.size_hw, m.decoder_layers, m.queries), checkpoint
 
 
@@ -112,10 +113,14 @@ def _torch_engine(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    network = checkpoint.network()
-    # feature maps are channels last; kernels in the same order need no conversion at every call
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-    return TorchEngine(network, device=device, dtype=dtype, size_hw=size_hw, decoder_layers=decoder_layers, queries=queries)
+
+    def build() -> TorchEngine:
+        network = checkpoint.network()
+        # feature maps are channels last; kernels in the same order need no conversion at every call
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
+        return TorchEngine(network, device=device, dtype=dtype, size_hw=size_hw, decoder_layers=decoder_layers, queries=queries)
+
+    return aside(build)
 
 
 def pick_device(device: str) -> str:
@@ -144,8 +149,13 @@ def _random(name: str, seed: int | None) -> Checkpoint:
     return Checkpoint(network.state_dict(), network.config, labels, Preprocessing.official(), "", provenance)
 
 
-def _pretrained(source: str | Path, model: str | None, accept_license: str | None) -> Checkpoint:
+def _open(path: Path, model: str | None) -> Checkpoint:
     from rapidetr.checkpoints.file import open_checkpoint
+
+    return aside(lambda: open_checkpoint(path, model=model))
+
+
+def _pretrained(source: str | Path, model: str | None, accept_license: str | None) -> Checkpoint:
     from rapidetr.runtime.lock import only_a_name
 
     path = Path(source)
@@ -157,7 +167,7 @@ def _pretrained(source: str | Path, model: str | None, accept_license: str | Non
                 raise NotSupportedYet(
                     f"{source}: is a folder without {path.name}; name a checkpoint file, or a run folder after its first epoch"
                 )
-        checkpoint = open_checkpoint(path, model=model)
+        checkpoint = _open(path, model)
         require_license(str(path), checkpoint.license, accept_license)
         return checkpoint
     try:
@@ -168,7 +178,7 @@ def _pretrained(source: str | Path, model: str | None, accept_license: str | Non
     require_license(config.name, entry.license, accept_license)
     if entry.bundled:
         with bundled_file(entry) as file:
-            return replace(open_checkpoint(file, model=config.name), license=entry.license)
+            return replace(_open(file, config.name), license=entry.license)
     print(notice(entry), file=sys.stderr)
-    checkpoint = open_checkpoint(fetch(entry), model=config.name)
+    checkpoint = _open(fetch(entry), config.name)
     return replace(checkpoint, license=entry.license, provenance={**checkpoint.provenance, "url": entry.url, "md5": entry.md5})

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from rapidetr.pixels.decode import Encoded, ImageLimits
+from rapidetr.runtime.aside import aside
 from rapidetr.serving.batcher import Batcher
 from rapidetr.serving.fetch import fetch_public
 from rapidetr.serving.limits import Refusal, ServeLimits
@@ -67,7 +68,7 @@ class Service:
         return self.alive and not self.draining
 
     def warm_up(self, model: Served) -> None:
-        model.warm_up(self.limits.max_batch, self.budget_s)
+        aside(lambda: model.warm_up(self.limits.max_batch, self.budget_s))
 
     def swap(self, model: Served) -> None:
         self.model = model
