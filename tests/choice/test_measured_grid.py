@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
+import choose_grid
 import pytest
 
 from rapidetr.choice.records import Measured, ServiceLevel
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
-import choose_grid
-
-RECORD = json.loads(max(BENCHMARKS.glob("choose_grid_*.json")).read_text())
+RECORD = json.loads(max(Path(choose_grid.__file__).parent.glob("choose_grid_*.json")).read_text())
 MEASURED = [{step: Measured.from_dict(found) for step, found in steps.items()} for steps in RECORD["measured"]]
 RECORDS = {steps["time"].candidate: steps for steps in MEASURED}
 ASKED = [ServiceLevel(40.0, 0.3), ServiceLevel(60.0, 0.6), ServiceLevel(80.0, 0.6), ServiceLevel(150.0, 0.65), ServiceLevel(150.0, 0.75)]
@@ -42,7 +38,11 @@ def test_the_grid_is_what_it_should_be() -> None:
     assert {c.decoder_layers for c in made} == {1, 2}
     assert {c.queries for c in made} >= {50, 100, 300}
     assert {c.engine for c in made} == {"torch", "onnxruntime"}
-    ap = {(c.model, c.size_hw[0], c.decoder_layers, c.queries): steps["score"].ap or 0.0 for c, steps in RECORDS.items() if c.engine == "torch"}
+    ap = {
+        (c.model, c.size_hw[0], c.decoder_layers, c.queries): steps["score"].ap or 0.0
+        for c, steps in RECORDS.items()
+        if c.engine == "torch"
+    }
     for (model, side, layers, queries), value in ap.items():
         assert side == 224 or value > ap[model, 224, layers, queries]
         assert layers == 1 or value > ap[model, side, 1, queries]
