@@ -173,6 +173,24 @@ def optimized(r: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def int8(r: dict[str, Any]) -> str:
+    rows = [
+        f"{r['data']}: {r['calibration_pictures']} pictures to calibrate with, {r['scored_pictures']} of {r['split']} scored; OpenVINO, batch 1, "
+        f"{r['threads']} threads. Worst class: the largest loss of AP of any class against float32.\n",
+        "| model | in int8 | AP boxes | worst class | AP masks | worst class | p50 / p95 ms |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for model, scopes in r["models"].items():
+        for scope, m in scopes.items():
+            cells = []
+            for kind in ("boxes", "masks"):
+                plain = scopes["float32"].get(kind)
+                lost = plain and max(a - b for a, b in zip(plain["per_class"], m[kind]["per_class"], strict=True))
+                cells += [f"{m[kind]['AP']:.3f}", f"{lost:.3f}"] if plain else ["-", "-"]
+            rows.append(f"| {model} | {scope if scope != 'float32' else 'nothing'} | {' | '.join(cells)} | {m['ms']['p50']} / {m['ms']['p95']} |")
+    return "\n".join(rows)
+
+
 def roboflow(r: dict[str, Any]) -> str:
     rows = [
         "| package | classes | detections, ours / client | largest difference: score | box px | mask, part of pixels |",
@@ -244,6 +262,7 @@ TITLES = {
     "serve_malformed": "Malformed requests",
     "batch_vs_loop": "Large batches on Ray against a plain loop",
     "roboflow_client": "Packages in Roboflow's client",
+    "int8_scope": "What bears int8",
     "predict_vs_official": "predict against the official package",
     "startup": "Start-up",
     "evaluate_vs_pycocotools": "Evaluation against pycocotools",
@@ -258,7 +277,7 @@ TITLES = {
 WRITERS = {
     "predict_vs_official": predict, "startup": startup, "evaluate_vs_pycocotools": evaluation, "parity_vs_official": parity,
     "train_vs_official": training, "loader_throughput": loader, "bench_vs_official": harness,
-    "roboflow_client": roboflow, "serve_load": serving, "serve_malformed": malformed, "batch_vs_loop": batches,
+    "roboflow_client": roboflow, "int8_scope": int8, "serve_load": serving, "serve_malformed": malformed, "batch_vs_loop": batches,
     "bench_self_check": self_check, "choose_grid": chosen, "optimized_vs_official": optimized,
 }  # fmt: skip
 

@@ -29,6 +29,7 @@ QUANTIZED = r"__module\.(encoder|levels)\b"  # nodes of the folded graph; most o
 class OpenvinoInt8:
     name: str = "openvino-int8"
     root: Path = Path("/")  # of /proc, which tells the processor's flags
+    scope: str = QUANTIZED
 
     def fits(self, order: Order) -> str | None:
         if not order.pictures:
@@ -46,7 +47,7 @@ class OpenvinoInt8:
         floats = "bfloat16" if has_bfloat16(self.root) else "float32"
         parameters = {"calibration": {"pictures": len(pictures), "sha256": fingerprint(pictures)}}
         conversion = Conversion(replace(order, pictures=pictures), folder, self.name, "int8", floats, parameters=parameters)
-        conversion.change = partial(quantized, batches=[conversion.given([picture]) for picture in pictures])
+        conversion.change = partial(quantized, batches=[conversion.given([picture]) for picture in pictures], scope=self.scope)
         return conversion.write()
 
 
@@ -58,10 +59,10 @@ def fingerprint(pictures: Sequence[np.ndarray]) -> str:
     return digest.hexdigest()
 
 
-def quantized(model: Any, batches: Sequence[np.ndarray]) -> Any:
-    """The openvino.Model with encoder and projector in int8.
+def quantized(model: Any, batches: Sequence[np.ndarray], scope: str = QUANTIZED) -> Any:
+    """The openvino.Model with the nodes that `scope` matches in int8: encoder and projector.
 
-    Proposals, decoder, heads and all geometry stay in float: they are a tenth of the work.
+    Proposals, decoder, heads and all geometry stay in float: they are a tenth of the work (benchmarks/int8_scope.py tries others).
     """
     nncf = _quietly_imported()
     with redirect_stdout(io.StringIO()):  # which belongs to the caller, not to progress bars
@@ -70,7 +71,7 @@ def quantized(model: Any, batches: Sequence[np.ndarray]) -> Any:
             nncf.Dataset(batches),
             subset_size=len(batches),
             model_type=nncf.ModelType.TRANSFORMER,
-            ignored_scope=nncf.IgnoredScope(patterns=[rf"^(?!{QUANTIZED}).*"]),
+            ignored_scope=nncf.IgnoredScope(patterns=[rf"^(?!{scope}).*"]),
         )
 
 
