@@ -175,8 +175,8 @@ def optimized(r: dict[str, Any]) -> str:
 
 def int8(r: dict[str, Any]) -> str:
     rows = [
-        f"{r['data']}: {r['calibration_pictures']} pictures to calibrate with, {r['scored_pictures']} of {r['split']} scored; OpenVINO, batch 1, "
-        f"{r['threads']} threads. Worst class: the largest loss of AP of any class against float32.\n",
+        f"{r['data']}: {r['calibration_pictures']} pictures to calibrate with, {r['scored_pictures']} of {r['split']} scored; OpenVINO, "
+        f"batch 1, {r['threads']} threads. Worst class: the largest loss of AP of any class against float32.\n",
         "| model | in int8 | AP boxes | worst class | AP masks | worst class | p50 / p95 ms |",
         "|---|---|---|---|---|---|---|",
     ]
@@ -187,7 +187,8 @@ def int8(r: dict[str, Any]) -> str:
                 plain = scopes["float32"].get(kind)
                 lost = plain and max(a - b for a, b in zip(plain["per_class"], m[kind]["per_class"], strict=True))
                 cells += [f"{m[kind]['AP']:.3f}", f"{lost:.3f}"] if plain else ["-", "-"]
-            rows.append(f"| {model} | {scope if scope != 'float32' else 'nothing'} | {' | '.join(cells)} | {m['ms']['p50']} / {m['ms']['p95']} |")
+            name = "nothing" if scope == "float32" else scope
+            rows.append(f"| {model} | {name} | {' | '.join(cells)} | {m['ms']['p50']} / {m['ms']['p95']} |")
     return "\n".join(rows)
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rapidetr.core.config import ModelConfig
 from rapidetr.model.boxes import Mlp, embed_boxes
 from rapidetr.model.deformable import DeformableAttention
+from rapidetr.model.mlp import relu_mlp
 
 
 class SelfAttention(nn.Module):
@@ -50,8 +50,7 @@ class DecoderLayer(nn.Module):
     ) -> Tensor:
         x_BQd = self.norm1(x_BQd + self.self_attention(x_BQd, position_BQd, groups))
         x_BQd = self.norm2(x_BQd + self.cross_attention(x_BQd + position_BQd, boxes_BQ4, memory_BSd, shapes))
-        hidden = F.relu(self.up(x_BQd), inplace=not torch.is_grad_enabled())  # in place on a view, autograd would copy whole gradients
-        return self.norm3(x_BQd + self.down(hidden))
+        return self.norm3(x_BQd + relu_mlp(self.up, self.down, x_BQd))
 
 
 class Decoder(nn.Module):

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rapidetr.core.config import ModelConfig
+from rapidetr.model.mlp import gelu, gelu_mlp
 from rapidetr.model.outputs import FactoredMasks
-from rapidetr.model.vit import gelu
 
 
 class PixelBlock(nn.Module):
@@ -45,5 +45,5 @@ class MaskHead(nn.Module):
 
     def factor(self, pixels_BdHW: Tensor, content_BQd: Tensor) -> FactoredMasks:
         """Both factors of the mask logits, from refined pixels and from decoder outputs or encoder features."""
-        inner = self.query_down(gelu(self.query_up(self.query_norm(content_BQd))))
+        inner = gelu_mlp(self.query_up, self.query_down, self.query_norm(content_BQd))
         return FactoredMasks(self.pixels(pixels_BdHW), self.queries(content_BQd + inner), self.bias)

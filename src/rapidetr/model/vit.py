@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from rapidetr.core.config import ModelConfig, check_size
+from rapidetr.model.mlp import gelu_mlp
 from rapidetr.model.windows import merge, split
 
 
@@ -28,11 +29,6 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x_BND).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
         mixed_BMND = F.scaled_dot_product_attention(q, k, v)
         return self.out(mixed_BMND.transpose(1, 2).reshape(B, N, D))
-
-
-def gelu(x: Tensor) -> Tensor:
-    """Exact GELU; in place where nothing has to be kept for a backward pass, which saves one pass over memory."""
-    return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
 
 
 class Block(nn.Module):
@@ -55,7 +51,7 @@ class Block(nn.Module):
         if branches_2B11 is not None:
             scale1, scale2 = scale1 * branches_2B11[0], scale2 * branches_2B11[1]
         x_BND = torch.addcmul(x_BND, self.attention(self.norm1(x_BND)), scale1)
-        return torch.addcmul(x_BND, self.down(gelu(self.up(self.norm2(x_BND)))), scale2)
+        return torch.addcmul(x_BND, gelu_mlp(self.up, self.down, self.norm2(x_BND)), scale2)
 
 
 class Vit(nn.Module):
