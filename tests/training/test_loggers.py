@@ -101,7 +101,10 @@ def wandb_records(file: Path) -> Iterator[Any]:
 
 @pytest.mark.external
 def test_wandb_reads_every_figure_once(home: Path) -> None:
+    import wandb
+
     be_killed_twice("wandb", home)
+    wandb.teardown()  # its own process writes on after finish() has returned
     files = list(home.glob("wandb/offline-run-*/run-*.wandb"))
     assert len(files) == 1
     found = []
