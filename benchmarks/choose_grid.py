@@ -25,8 +25,8 @@ from rapidetr.choice.rank import Answer, rank
 from rapidetr.choice.records import Candidate, Measured, ServiceLevel
 from rapidetr.choice.search import STEPS, AnyGraph, FixedGraph, Offer, grid, search
 from rapidetr.data.read import read_dataset
-from rapidetr.runtime.artifact import find_artifact
 from rapidetr.runtime.load import load
+from rapidetr.runtime.places import find_artifact
 
 Steps = dict[str, Measured]  # by name of the step
 

@@ -228,7 +228,7 @@ def main() -> None:
 
 def found_in(source: str) -> Path:
     """The folder of an artifact, or of the one that a registry's pointer names."""
-    from rapidetr.runtime.artifact import find_artifact
+    from rapidetr.runtime.places import find_artifact
 
     folder = find_artifact(source)
     if folder is None:

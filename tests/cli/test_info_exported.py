@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper
 
 import rapidetr
-from rapidetr.runtime.artifact import MANIFEST, Manifest, write_artifact
+from rapidetr.runtime.artifact import Manifest, write_artifact
+from rapidetr.runtime.places import MANIFEST
 
 
 @pytest.fixture

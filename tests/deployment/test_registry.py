@@ -17,7 +17,8 @@ from rapidetr.core.errors import CheckpointError, CheckpointMissing, ConfigError
 from rapidetr.core.labels import LabelSpace
 from rapidetr.core.preprocessing import Preprocessing
 from rapidetr.deployment.registry import Entry, Registry
-from rapidetr.runtime.artifact import Manifest, find_artifact, open_artifact, write_artifact
+from rapidetr.runtime.artifact import Manifest, open_artifact, write_artifact
+from rapidetr.runtime.places import find_artifact
 
 ACCEPTED = {"verdict.json": b'{"accepted": true}'}
 
@@ -215,7 +216,8 @@ CRASH = """
 import json, os, signal, shutil, sys
 from pathlib import Path
 from rapidetr.deployment.registry import Registry
-from rapidetr.runtime.artifact import find_artifact, open_artifact
+from rapidetr.runtime.artifact import open_artifact
+from rapidetr.runtime.places import find_artifact
 
 whole, action, target = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 work = whole.parent / "work"

@@ -17,7 +17,8 @@ from rapidetr.checkpoints.file import Checkpoint, save_checkpoint
 from rapidetr.core.errors import CheckpointError, CheckpointMissing, ConfigError, HashMismatch, LicenseRefused
 from rapidetr.core.labels import LabelSpace
 from rapidetr.core.preprocessing import Preprocessing
-from rapidetr.runtime.artifact import LOADERS, Artifact, Manifest, find_artifact, load_artifact, open_artifact, write_artifact
+from rapidetr.runtime.artifact import LOADERS, Artifact, Manifest, load_artifact, open_artifact, write_artifact
+from rapidetr.runtime.places import find_artifact
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), np.uint8)
 

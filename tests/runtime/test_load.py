@@ -149,7 +149,7 @@ def test_small_models_come_with_the_package(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("rapidetr.checkpoints.weights.files", lambda package: tmp_path)
-    monkeypatch.setattr("rapidetr.runtime.load.fetch", lambda entry: pytest.fail("went to the network"))
+    monkeypatch.setattr("rapidetr.checkpoints.download.fetch", lambda entry: pytest.fail("went to the network"))
     monkeypatch.setitem(WEIGHTS, name, replace(WEIGHTS[name], sha256=None))
     with pytest.raises(CheckpointError, match=rf"{name}\.safetensors: expected the weights of {name}, which are part of"):
         rapidetr.load(name, device="cpu")

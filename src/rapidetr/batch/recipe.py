@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from rapidetr.core.errors import ConfigError
 from rapidetr.core.reports import Strict
-from rapidetr.runtime.artifact import MANIFEST, find_artifact, open_artifact
+from rapidetr.runtime.artifact import open_artifact
 from rapidetr.runtime.load import load
 from rapidetr.runtime.lock import sha256_of, weights_file
+from rapidetr.runtime.places import MANIFEST, find_artifact
 
 if TYPE_CHECKING:
     from rapidetr.core.config import ModelConfig

@@ -16,9 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rapidetr.checkpoints.adapt import adapt, drop_training_groups
 from rapidetr.checkpoints.configure import configure, label_space
-from rapidetr.checkpoints.huggingface import completed, contents_of, is_huggingface
 from rapidetr.checkpoints.table import from_ours, mismatch_text, to_ours
 from rapidetr.checkpoints.unpickle import Contents, containers, read_torch_file, sniff
 from rapidetr.checkpoints.weights import WEIGHTS
@@ -56,12 +54,16 @@ class Checkpoint:
 
     def deployed(self) -> Checkpoint:
         """Without the query groups that only training needs."""
+        from rapidetr.checkpoints.adapt import drop_training_groups
+
         state, config = drop_training_groups(self.state, self.config)
         note = "training groups dropped: same answers, smaller file; fine-tune from the full file instead"
         return replace(self, state=state, config=config, notes=(*self.notes, note))
 
     def adapted(self, config: ModelConfig, labels: LabelSpace) -> Checkpoint:
         """Made to fit another class head, fewer queries or another position grid; `notes` say what changed."""
+        from rapidetr.checkpoints.adapt import adapt
+
         state, notes = adapt(self.state, self.config, config)
         return replace(self, state=state, config=config, labels=labels, notes=(*self.notes, *notes))
 
@@ -177,6 +179,8 @@ def _open_safetensors(path: Path, model: str | None) -> Checkpoint:
         raise CheckpointError(f"{path}: not a whole safetensors file ({str(problem)[:200]}); copy or download it again") from None
     if "rapidetr" in metadata:
         return _ours(path, state, metadata["rapidetr"], model)
+    from rapidetr.checkpoints.huggingface import completed, contents_of, is_huggingface
+
     if is_huggingface(state):
         return completed(_from_official(contents_of(state, path), model, path), path)
     return _from_official(containers(dict(state), path), model, path)

@@ -150,7 +150,7 @@ def what_is(model: str, args: Namespace) -> tuple[ModelConfig, list[Offer]]:
     """What the network is, and what it runs on: --engines, or what an artifact or exported file was made for."""
     from rapidetr.choice.search import AnyGraph, FixedGraph
     from rapidetr.core.config import variant
-    from rapidetr.runtime.artifact import find_artifact
+    from rapidetr.runtime.places import find_artifact
 
     free: list[Offer] = [AnyGraph(name, (precision,)) for name, precision in args.engines]
     if not Path(model).exists() and not find_artifact(model):

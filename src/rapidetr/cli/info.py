@@ -26,7 +26,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
 
 def run(args: Namespace, console: Console) -> int:
-    from rapidetr.runtime.artifact import find_artifact
+    from rapidetr.runtime.places import find_artifact
 
     path = Path(args.file)
     folder = find_artifact(path)

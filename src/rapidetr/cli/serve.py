@@ -65,7 +65,7 @@ def run(args: Namespace, console: Console) -> int:
         if problem.name is None or problem.name.startswith("rapidetr"):
             raise
         raise BackendMissing(f"serving needs {problem.name}; install it with: pip install 'rapidetr[serve]'") from None
-    from rapidetr.runtime.artifact import find_artifact
+    from rapidetr.runtime.places import find_artifact
 
     limits, keys = limits_of(args), keys_of(args)
     artifact = find_artifact(args.model)

@@ -59,6 +59,11 @@ class LabelSpace:
         """The 80 COCO classes; the row of the head is the category id."""
         return cls(tuple(COCO_NAMES.values()), tuple(COCO_NAMES), tuple(COCO_NAMES), head_rows)
 
+    @classmethod
+    def unnamed(cls, head_rows: int) -> LabelSpace:
+        """For a head that nobody named: COCO's classes for 91 rows, else numbered ones, the last row being none."""
+        return cls.coco() if head_rows == 91 else cls.contiguous([f"class {i}" for i in range(head_rows - 1)])
+
     def __len__(self) -> int:
         return len(self.names)
 

@@ -12,9 +12,9 @@ from typing import Any, Unpack
 from rapidetr.core.errors import ConfigError
 from rapidetr.deployment.export_onnx import Exported, GraphOptions, export_onnx
 from rapidetr.deployment.package import Package, row_names, write_package
-from rapidetr.runtime.artifact import PLAIN
 from rapidetr.runtime.detector import Detector
 from rapidetr.runtime.load import load
+from rapidetr.runtime.places import PLAIN
 
 TYPES = {1: "TYPE_FP32", 2: "TYPE_UINT8", 7: "TYPE_INT64"}  # of onnx.TensorProto
 QUEUE_DELAY_US = 500  # that a request waits for others to fill its batch

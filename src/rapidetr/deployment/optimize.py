@@ -30,11 +30,12 @@ from rapidetr.deployment.technique import TECHNIQUES, Order, technique
 from rapidetr.deployment.trials import Optimization, Trial
 from rapidetr.deployment.verdict import Limits, Verdict
 from rapidetr.pixels.decode import load_picture
-from rapidetr.runtime.artifact import SHELF, VERDICT, Artifact, Manifest, write_artifact
+from rapidetr.runtime.artifact import VERDICT, Artifact, Manifest, write_artifact
 from rapidetr.runtime.detector import Detector
 from rapidetr.runtime.environment import describe_environment
 from rapidetr.runtime.load import load
 from rapidetr.runtime.lock import weights_file
+from rapidetr.runtime.places import SHELF
 
 REPORT, VERDICTS = "optimize.json", "verdicts"  # in the registry; a refused candidate leaves its verdict there, not its weights
 QUICK = Plan(rounds=40, seconds=15.0, forward_calls=0)  # of optimize_for_inference: 120 calls reach p95

@@ -26,9 +26,10 @@ from filelock import FileLock, Timeout
 
 from rapidetr.core.errors import CheckpointError, CheckpointMissing, ConfigError
 from rapidetr.core.reports import Strict
-from rapidetr.runtime.artifact import MANIFEST, POINTER, SHELF, VERDICT, Artifact, open_artifact, read_pointer, sync, write_artifact
+from rapidetr.runtime.artifact import VERDICT, Artifact, open_artifact, sync, write_artifact
 from rapidetr.runtime.host import attempt
 from rapidetr.runtime.lock import sha256_of
+from rapidetr.runtime.places import MANIFEST, POINTER, SHELF, read_pointer
 
 HISTORY, GUARD = "history.jsonl", ".lock"
 ACTIONS = ("baseline", "add", "promote", "rollback", "remove")

@@ -32,9 +32,10 @@ def relu_mlp(up: nn.Linear, down: nn.Linear, x: Tensor) -> Tensor:
 
 
 def _frugal(up: nn.Linear, down: nn.Linear, x: Tensor, rectify: bool) -> Tensor:
-    parts = (x, up.weight, up.bias, down.weight, down.bias)
+    parts: tuple[Tensor, ...] = (x, up.weight, up.bias, down.weight, down.bias)
     device = x.device.type
-    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:  # as autocast does around each product
+    # as autocast does around each product
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64:
         parts = tuple(part.to(torch.get_autocast_dtype(device)) for part in parts)
     return _Mlp.apply(*parts, rectify)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -30,14 +29,13 @@ from rapidetr.runtime.environment import PACKAGES, describe_environment
 from rapidetr.runtime.host import Sources, attempt
 from rapidetr.runtime.lock import NAME as LOCK
 from rapidetr.runtime.lock import Describe, sha256_of, verify_lock, write_lock
+from rapidetr.runtime.places import MANIFEST, PLAIN
 
 if TYPE_CHECKING:
     from rapidetr.runtime.detector import Detector
 
 SCHEMA = "rapidetr.artifact/1"
-MANIFEST, REPORT, VERDICT = "manifest.json", "report.json", "verdict.json"
-POINTER, SHELF = "current", "artifacts"  # of a registry: the file that names the artifact in use, and the folder that holds all
-PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")  # a name that stays inside its folder on every system
+REPORT, VERDICT = "report.json", "verdict.json"
 
 # engine of a manifest -> "module:function", imported when an artifact asks for it. The function takes (Artifact, device,
 # threads or None) and gives (Engine, Facts or Checkpoint).
@@ -218,30 +216,6 @@ def open_artifact(path: str | Path) -> Artifact:
 
 def _is_sealed(path: Path, seal: dict[str, Any]) -> bool:
     return path.is_file() and path.stat().st_size == seal["bytes"] and sha256_of(path) == seal["sha256"]
-
-
-def find_artifact(source: str | Path) -> Path | None:
-    """The folder of the artifact that a path means: itself, or what the pointer of a registry names; None for anything else."""
-    path = Path(source)
-    if (path / MANIFEST).is_file():
-        return path
-    registry = path.parent if path.name == POINTER else path
-    known = (registry / SHELF).is_dir() and (path.name == POINTER or (path / POINTER).is_file())
-    return registry / SHELF / read_pointer(registry) if known else None
-
-
-def read_pointer(registry: str | Path) -> str:
-    """The artifact in use: the first line of the file `current`. CheckpointMissing, or CheckpointError for a damaged one."""
-    path = Path(registry) / POINTER
-    try:
-        name = path.read_text(encoding="utf-8").partition("\n")[0]
-    except FileNotFoundError:
-        raise CheckpointMissing(f"{path}: no such file; nothing was added to this registry yet") from None
-    except (OSError, ValueError) as problem:
-        raise CheckpointError(f"{path}: cannot be read ({problem})") from None
-    if not PLAIN.fullmatch(name):
-        raise CheckpointError(f"{path}: names {name[:80]!r}; expected an artifact of {SHELF}/, roll back or promote one")
-    return name
 
 
 def load_artifact(

@@ -23,7 +23,6 @@ from rapidetr.core.outputs import Batch, Geometry
 from rapidetr.core.preprocessing import Preprocessing
 from rapidetr.pixels.decode import ImageLimits, Picture, load_picture
 from rapidetr.pixels.select import select
-from rapidetr.pixels.tiles import cut, merge
 from rapidetr.runtime.engine import Engine
 
 if TYPE_CHECKING:
@@ -216,6 +215,8 @@ class Detector:
         )
 
     def _tiled(self, pixels: np.ndarray, options: _Options, clock: StageClock) -> Detections:
+        from rapidetr.pixels.tiles import cut, merge
+
         tile = options.tile if isinstance(options.tile, tuple) else (options.tile, options.tile)
         views = cut(pixels, tile, options.overlap)  # type: ignore[arg-type]
         parts = [self._forward(self._prepare([view], [where], options, clock), options, clock)[0] for view, where in views]

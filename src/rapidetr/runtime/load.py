@@ -7,24 +7,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rapidetr.checkpoints.download import fetch
 from rapidetr.checkpoints.licenses import notice, require_license
 from rapidetr.checkpoints.weights import bundled_file, entry_for
 from rapidetr.core.config import VARIANTS, variant
 from rapidetr.core.errors import CheckpointMissing, ConfigError, NotSupportedYet
+from rapidetr.core.labels import LabelSpace
 from rapidetr.core.preprocessing import Preprocessing
-from rapidetr.runtime.artifact import Artifact, find_artifact, load_artifact
 from rapidetr.runtime.aside import aside
 from rapidetr.runtime.detector import Detector
-from rapidetr.runtime.onnx_engine import default_labels, open_onnx
+from rapidetr.runtime.places import find_artifact
 
 if TYPE_CHECKING:
     import torch
 
     from rapidetr.checkpoints.file import Checkpoint
+    from rapidetr.runtime.artifact import Artifact
     from rapidetr.runtime.torch_engine import TorchEngine
 
-# torch is imported where it is used, so that an .onnx file predicts without it
+# torch is imported where it is used, so that an .onnx file predicts without it; so is what a plain checkpoint has no use for
 _SUFFIXES = (".pth", ".pt", ".ckpt", ".safetensors", ".bin")
 
 
@@ -61,6 +61,8 @@ def load(
     if threads is not None and threads < 1:
         raise ConfigError(f"threads is {threads}; expected at least 1")
     if weights == "pretrained" and (folder := find_artifact(source)):
+        from rapidetr.runtime.artifact import load_artifact
+
         asked = {"model": model, "dtype": dtype, "size_hw": size_hw, "decoder_layers": decoder_layers, "queries": queries}
         return load_artifact(folder, device=device, threads=threads, accept_license=accept_license, strict_lock=strict_lock, asked=asked)
     exported = Path(source).suffix == ".onnx" and weights == "pretrained"
@@ -74,6 +76,8 @@ def load(
         require_lock(strict_lock, source, device)
     size = (size_hw, size_hw) if isinstance(size_hw, int) else size_hw
     if exported:
+        from rapidetr.runtime.onnx_engine import open_onnx
+
         stored, facts = open_onnx(
             source,
             device=device,
@@ -144,7 +148,7 @@ def _random(name: str, seed: int | None) -> Checkpoint:
     from rapidetr.model.build import build
 
     network = build(variant(name), seed=seed)
-    labels = default_labels(network.config.class_rows)
+    labels = LabelSpace.unnamed(network.config.class_rows)
     provenance = {"source": "random weights", "seed": seed}
     return Checkpoint(network.state_dict(), network.config, labels, Preprocessing.official(), "", provenance)
 
@@ -156,7 +160,7 @@ def _open(path: Path, model: str | None) -> Checkpoint:
 
 
 def _pretrained(source: str | Path, model: str | None, accept_license: str | None) -> Checkpoint:
-    from rapidetr.runtime.lock import only_a_name
+    from rapidetr.runtime.places import only_a_name
 
     path = Path(source)
     if not only_a_name(source) and (path.suffix in _SUFFIXES or path.exists()):
@@ -180,5 +184,7 @@ def _pretrained(source: str | Path, model: str | None, accept_license: str | Non
         with bundled_file(entry) as file:
             return replace(_open(file, config.name), license=entry.license)
     print(notice(entry), file=sys.stderr)
+    from rapidetr.checkpoints.download import fetch
+
     checkpoint = _open(fetch(entry), config.name)
     return replace(checkpoint, license=entry.license, provenance={**checkpoint.provenance, "url": entry.url, "md5": entry.md5})

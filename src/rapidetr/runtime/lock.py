@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from rapidetr.core.config import VARIANTS, variant
+from rapidetr.core.config import variant
 from rapidetr.core.errors import ConfigError
 from rapidetr.runtime.drift import Drift, compare
 from rapidetr.runtime.environment import VERSION, describe_environment
+from rapidetr.runtime.places import WEIGHTS, only_a_name
 
 NAME = "lock.json"
-WEIGHTS = "best.safetensors"  # of a run folder: what `load` reads there; logs beside it may change
 
 Describe = Callable[[str], dict[str, Any]]
 
@@ -116,12 +116,6 @@ def weights_file(source: str | Path) -> Path:
         with bundled_file(entry) as file:
             return file
     return fetch(entry)
-
-
-def only_a_name(source: str | Path) -> bool:
-    """Whether it is a model's name and, at most by chance, that of a folder without weights."""
-    path = Path(source)
-    return str(source) in VARIANTS and not path.is_file() and not (path / WEIGHTS).exists()
 
 
 def sha256_of(path: Path) -> str:

@@ -98,11 +98,6 @@ def open_session(path: Path, device: str, threads: int | None) -> Any:
         raise CheckpointError(f"{path}: ONNX Runtime cannot load it ({' '.join(str(problem).split())[:300]}); export it again") from None
 
 
-def default_labels(class_rows: int) -> LabelSpace:
-    """Classes of a head that nobody named: COCO's for 91 rows, else numbered, the last row being none."""
-    return LabelSpace.coco() if class_rows == 91 else LabelSpace.contiguous([f"class {i}" for i in range(class_rows - 1)])
-
-
 def _facts(path: Path, header: dict[str, Any], model: str | None) -> Facts:
     try:
         config, labels = ModelConfig.from_dict(header["config"]), LabelSpace.from_dict(header["labels"])
@@ -131,4 +126,4 @@ def _guess(path: Path, engine: OnnxEngine, model: str | None) -> Facts:
     entry = WEIGHTS[chosen.name]
     license = "" if entry.license == "Apache-2.0" else entry.license  # derived weights keep the licence of their shapes
     note = f"{path.name} has no metadata: taken for a {chosen.name}, classes " + ("of COCO" if rows == 91 else "numbered")
-    return Facts(config, default_labels(rows), Preprocessing.official(), license, {"source": path.name}, (note,))
+    return Facts(config, LabelSpace.unnamed(rows), Preprocessing.official(), license, {"source": path.name}, (note,))

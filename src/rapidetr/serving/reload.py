@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rapidetr.core.errors import CheckpointError
-from rapidetr.runtime.artifact import POINTER, SHELF, find_artifact
+from rapidetr.runtime.places import POINTER, SHELF, find_artifact
 from rapidetr.serving.served import Served
 from rapidetr.serving.service import Service
 
