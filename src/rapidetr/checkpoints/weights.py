@@ -62,7 +62,7 @@ _ROWS: tuple[tuple[Any, ...], ...] = (
 _BUNDLED: tuple[tuple[str, float, str | None], ...] = (  # trained from random weights on the rendered world of rapidetr.demo
     # name, million parameters, sha256 of weights/<name>.safetensors
     ("pico", 4.1, "5912dac44f14131119a811a57e552581bc169005a1646695f9e143b322825e1b"),
-    ("seg-pico", 4.3, "f7d29abed9209fe3de2dedab7ab07ee5e6020e506175c6050fb664b5479077ed"),
+    ("seg-pico", 4.3, "2025d312ab36ba757e1e84888092bc703337f4babf40038307b5dac12bfb14b1"),
 )
 # fmt: on
 
