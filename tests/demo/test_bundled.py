@@ -17,7 +17,8 @@ from rapidetr.evaluation import evaluate
 
 HELD_OUT, SCENES, SIZE = 2026, 200, (288, 288)  # trained on seed 0
 # what they reach there: AP50:95 and AP50 of boxes (pico) and masks (seg-pico), measured by `rapidetr evaluate`
-# seg-pico has 0.541 and 0.829, its aim is 0.50. pico has 0.682 and 0.880: its aims, 0.65 and 0.88, are kept, the second so narrowly that a tie rounded otherwise could undo it
+# seg-pico has 0.541 and 0.829, its aim is 0.50. pico has 0.682 and 0.880: its aims, 0.65 and 0.88, are kept,
+# the second so narrowly that a tie rounded otherwise could undo it
 LEAST = {"pico": (0.67, 0.875), "seg-pico": (0.52, 0.81)}
 WEIGHTS = Path(str(files("rapidetr"))) / "weights"
 
