@@ -99,6 +99,29 @@ def test_the_doctor_draws_samples_and_what_it_found(run, scenes, tmp_path):
         assert sheet.size == (3 * 96, 2 * 96)  # five of six can be read
 
 
+def test_the_doctor_draws_what_it_can_where_train_is_broken(run, scenes, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    (data / "train" / "_annotations.coco.json").write_text('{"images": [')
+    status, out, _ = run("doctor", data, "--out", tmp_path / "looks", "--headers-only", "--json")
+    record = json.loads(out.splitlines()[-1])
+    assert (status, [f["kind"] for f in record["findings"] if f["severity"] == "error"]) == (1, ["broken-file"])
+    assert [p.name for p in (tmp_path / "looks").iterdir()] == ["samples-valid.jpg"]
+
+
+def test_a_folder_in_two_formats_is_read_as_told(run, scenes, tmp_path, model):
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    (data / "data.yaml").write_text("train: train\nnames: [ant]\n")
+    for words in (("train", data, "--model", model, "--out", tmp_path / "run", "--epochs", 0), ("evaluate", model, "--data", data)):
+        status, _, err = run(*words, "--quiet")
+        assert (status, err.count("could be coco or yolo; say which with format=")) == (2, 0 if words[0] == "train" else 1)
+    status, _, err = run("train", data, "--model", model, "--out", data, "--format", "coco")
+    assert (status, err.count("holds other files and no run")) == (2, 1)
+    status, out, _ = run("evaluate", model, "--data", data, "--format", "coco", "--json")
+    assert (status, json.loads(out.splitlines()[-1])["split"]) == (0, "valid")
+
+
 def test_the_doctor_names_file_and_line_and_ends_with_1(run, tmp_path):
     for split, red in (("train", 255), ("val", 9)):
         (tmp_path / "yolo" / split / "images").mkdir(parents=True)
@@ -131,7 +154,7 @@ def test_the_doctor_names_file_and_line_and_ends_with_1(run, tmp_path):
             "SCENES: is a folder without best.safetensors; name a checkpoint file, or a run folder",
         ),
         (("train", "SCENES/valid", "--out", "run"), "SCENES/valid: no train split; there is "),
-        (("train", "SCENES", "--out", "run", "--epochs", "0"), "epochs is 0; expected 1 to 1e+06"),
+        (("train", "SCENES", "--out", "run", "--epochs", "0"), "epochs is 0; expected a whole number, 1 to 1e+06"),
         (("train", "SCENES", "--out", "SCENES"), "SCENES: holds other files and no run; name an empty or a new folder"),
     ],
 )
@@ -147,7 +170,7 @@ def test_wrong_input_is_one_line_and_makes_no_run(run, scenes, tmp_path, words, 
     [
         ("--optimizer-options", "5", """expected a JSON object such as {"betas": [0.9, 0.95]}, got '5'"""),
         ("--optimizer-options", "{", """expected a JSON object such as {"betas": [0.9, 0.95]}, got '{'"""),
-        ("--class-weights", "1,two", "expected numbers separated by commas, got '1,two'"),
+        ("--class-weights", "1,two", "expected numbers separated by commas, or auto, got '1,two'"),
         ("--workers", "-1", "expected a whole number of at least 0, got '-1'"),
     ],
 )

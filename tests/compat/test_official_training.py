@@ -168,7 +168,7 @@ def test_what_the_constructor_says_of_training() -> None:
         ({"optimizer": torch.optim.SGD}, NotSupportedYet, "is not supported yet; expected a name of torch.optim such as 'adamw'"),
         ({"lr_scheduler_kwargs": {"gamma": 1}}, ConfigError, "lr_scheduler_kwargs has gamma; expected lr_drop (epochs) or min_factor"),
         ({"early_stopping": True, "early_stopping_use_ema": True, "use_ema": False}, NotSupportedYet, "goes with use_ema=True"),
-        ({"batch_size": "auto"}, ConfigError, "batch_size is 'auto'; expected 1 to 1e+06"),
+        ({"batch_size": "auto"}, ConfigError, "batch_size is 'auto'; expected a whole number, 1 to 1e+06"),
         ({"resolution": 100}, ConfigError, "image height 100 is not a multiple of 16"),
     ],
 )

@@ -257,6 +257,16 @@ def test_class_without_objects(clean: Path) -> None:
     assert only(examine(clean), ok=True) == row
 
 
+def test_classes_of_one_name(tmp_path: Path) -> None:
+    write_yolo(tmp_path, {"train": scenes(0), "valid": scenes(1, 3, "b"), "test": scenes(2, 3, "c")})
+    text = (tmp_path / "data.yaml").read_text()
+    (tmp_path / "data.yaml").write_text(text.replace("bee", "ant"))
+    report = examine(tmp_path)
+    told = [(f.severity, f.split, f.examples) for f in report.findings if f.kind == "repeated-class"]
+    assert told == [("warning", split, ("ant (2 times)",)) for split in ("train", "valid", "test")]
+    assert report.classes["ant"]["train"] == sum(c in (0, 1) for _, _, objects in scenes(0) for c, _ in objects)
+
+
 def test_imbalance(clean: Path) -> None:
     def crowd_of_ants(data: dict[str, Any]) -> None:
         rare = [a for a in data["annotations"] if a["category_id"] == 1][:2]

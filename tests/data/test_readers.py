@@ -11,6 +11,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from small_sets import NAMES, describe, save, save_scenes, scenes, voc_xml, write_json, write_roboflow, write_voc, write_yolo
 
+from rapidetr.core.errors import DatasetError
 from rapidetr.core.labels import LabelSpace
 from rapidetr.data import Dataset, find_splits, read_dataset
 
@@ -246,11 +247,13 @@ def test_folders_elsewhere_are_used_as_written(tmp_path: Path) -> None:
 
 def test_yolo_list_file(tmp_path: Path) -> None:
     write_yolo(tmp_path, {"train": scenes(0)}, "{kind}/{split}")
-    (tmp_path / "train.txt").write_text(f"./images/train/a2.png\n\n{tmp_path}/images/train/a0.png\n")
+    (tmp_path / "train.txt").write_text(
+        f"./images/train/a2.png\n\n{tmp_path}/images/train/a0.png\n/home/else/mine/images/train/a1.png\nC:\\mine\\images\\train\\a1.png\n"
+    )
     (tmp_path / "data.yaml").write_text("train: train.txt\nnames: [ant, bee, cat]")
     dataset = read_dataset(tmp_path)
-    assert [r.path for r in dataset.images] == [str(tmp_path / "images" / "train" / f"a{k}.png") for k in (2, 0)]
-    assert [len(r) for r in dataset.images] == [len(scenes(0)[k][2]) for k in (2, 0)]
+    assert [r.path for r in dataset.images] == [str(tmp_path / "images" / "train" / f"a{k}.png") for k in (2, 0, 1, 1)]
+    assert [len(r) for r in dataset.images] == [len(scenes(0)[k][2]) for k in (2, 0, 1, 1)]
 
 
 def test_yolo_polygons_and_turned_pictures(tmp_path: Path) -> None:
@@ -290,3 +293,26 @@ def test_voc_lists(tmp_path: Path, lists: list[str], expected: list[str]) -> Non
         (tmp_path / "ImageSets" / "Main" / f"{name}.txt").write_text("a0\na1 1\n")
     assert list(find_splits(tmp_path)) == expected
     assert len(read_dataset(tmp_path)) == (2 if lists else 3)
+
+
+def test_voc_names_with_spaces(tmp_path: Path) -> None:
+    write_voc(tmp_path, {"train": [("a 1", (40, 50), []), ("a", (40, 50), [])]})
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("a 1\na -1\n")  # a name, and one with the -1 of a class list
+    (tmp_path / "ImageSets" / "Main" / "val.txt").write_text("b two -1\n")
+    assert [Path(r.path).name for r in read_dataset(tmp_path).images] == ["a 1.png", "a.png"]
+    with pytest.raises(DatasetError, match=r"Annotations/b two\.xml is not there"):
+        read_dataset(tmp_path, "valid")
+
+
+def test_voc_beside_the_pictures(tmp_path: Path) -> None:
+    """As Roboflow exports it: a folder for each split, an XML file beside each picture."""
+    write_voc(tmp_path / "voc", {"train": scenes(0), "valid": scenes(1, 3, "b")})
+    for split, tag in (("train", "a"), ("valid", "b")):
+        (tmp_path / "flat" / split).mkdir(parents=True)
+        for folder in ("Annotations", "JPEGImages"):
+            for file in (tmp_path / "voc" / folder).glob(f"{tag}*"):
+                file.rename(tmp_path / "flat" / split / file.name)
+    assert list(find_splits(tmp_path / "flat")) == ["train", "valid"]
+    for split, made in (("train", scenes(0)), ("valid", scenes(1, 3, "b"))):
+        dataset = read_dataset(tmp_path / "flat", split)
+        assert [(Path(r.path).name, len(r)) for r in dataset.images] == [(f"{stem}.png", len(objects)) for stem, _, objects in made]

@@ -34,7 +34,13 @@ def test_recipe_goes_to_json_and_back() -> None:
     ("record", "message"),
     [
         ({"schedule": "linear"}, "schedule is 'linear'; expected one of step, cosine"),
-        ({"batch_size": 0}, "batch_size is 0; expected 1 to 1e+06"),
+        ({"batch_size": 0}, "batch_size is 0; expected a whole number, 1 to 1e+06"),
+        ({"batch_size": 2.0}, "batch_size is 2.0; expected a whole number, 1 to 1e+06"),
+        ({"groups": 1.5}, "groups is 1.5; expected a whole number, 1 to 1000"),
+        ({"seed": -1}, "seed is -1; expected a whole number, 0 to 2.14748e+09"),
+        ({"bbox": -5}, "bbox is -5; expected 0 to 1e+06"),
+        ({"class_weights": (1.0, -1.0)}, "class_weights are (1.0, -1.0); expected numbers of at least 0, or auto"),
+        ({"class_weights": "rare"}, "class_weights are ('r', 'a', 'r', 'e'); expected numbers of at least 0, or auto"),
         ({"version": 9}, "recipe version is 9; this release trains version 1"),
         ({"size_hw": (1, 2, 3)}, "size_hw is (1, 2, 3); expected (height, width)"),
     ],
@@ -88,6 +94,8 @@ def test_any_optimizer(name: str) -> None:
 def test_wrong_optimizers_are_named() -> None:
     with pytest.raises(ConfigError, match=r"^optimizer is 'Adamw'; expected one of .*AdamW, .*SGD"):
         make_optimizer(cases.network("tiny_det"), Recipe(optimizer="Adamw"))
+    with pytest.raises(ConfigError, match=r"^optimizer is 'SparseAdam'; expected one of (?!.*SparseAdam)"):
+        make_optimizer(cases.network("tiny_det"), Recipe(optimizer="SparseAdam"))
     with pytest.raises(ConfigError, match=r"^optimizer SGD with options \{'beta': 1\} cannot be made: "):
         make_optimizer(cases.network("tiny_det"), Recipe(optimizer="SGD", optimizer_options={"beta": 1}))
 

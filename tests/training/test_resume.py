@@ -154,6 +154,9 @@ def test_foreign_folders_and_damaged_states_are_refused(scenes: Path, tmp_path: 
     (tmp_path / "note.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r": holds other files and no run; name an empty or a new folder$"):
         run(scenes, tmp_path)
+    with pytest.raises(ConfigError, match=r": holds other files and no run; "):
+        run(scenes, tmp_path, fresh=True)
+    assert (tmp_path / "note.txt").exists()  # only a run is moved aside
     folder = tmp_path / "run"
     run(scenes, folder, epochs=1)
     (folder / "record.json").unlink()

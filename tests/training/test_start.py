@@ -13,19 +13,21 @@ import cases
 import numpy as np
 import pytest
 import torch
-from small_runs import DETECT, SEGMENT, lines, run, write_scenes
+from small_runs import DETECT, SEGMENT, lines, run, state_of, write_scenes
 
 import rapidetr.training.loop as loop
-from rapidetr.checkpoints.file import save_checkpoint
+from rapidetr.checkpoints.file import open_checkpoint, save_checkpoint
 from rapidetr.core.errors import ConfigError, DatasetError
 from rapidetr.core.labels import LabelSpace
 from rapidetr.data.read import read_dataset
+from rapidetr.data.samples import Sample
 from rapidetr.runtime.detector import Detector
 from rapidetr.runtime.load import load
 from rapidetr.training.recipe import Recipe
 from rapidetr.training.records import deltas, flatten
 from rapidetr.training.run import train
 from rapidetr.training.start import make_start, map_classes
+from rapidetr.training.step import Learner
 
 OLD = LabelSpace(("cat", "dog", "cow"), (1, 5, 9), (1, 5, 6), 7)  # rows with gaps, as COCO heads have
 
@@ -108,6 +110,8 @@ def test_without_a_valid_split_the_last_weights_are_the_best(scenes: Path, tmp_p
     shutil.copytree(scenes / "train", tmp_path / "data" / "train")
     done = run(tmp_path / "data", tmp_path / "run", epochs=2)
     assert (done.record["best"]["epoch"], done.record["baseline"], done.record["gain"]) == (1, {}, None)
+    assert done.record["best"]["AP"] is None
+    assert open_checkpoint(tmp_path / "run" / "best.safetensors").provenance["AP"] is None
 
 
 def test_any_map_style_dataset(tmp_path: Path) -> None:
@@ -123,6 +127,66 @@ def test_any_map_style_dataset(tmp_path: Path) -> None:
     assert done.best.class_names == ["dark", "light"]
     with pytest.raises(ConfigError, match=r"^labels are missing: "):
         run(Items(), tmp_path / "other", epochs=1)
+    labels = LabelSpace.contiguous(["dark", "light"])
+    with pytest.raises(ConfigError, match=r"^valid is of type Items; expected a Dataset, such as read_dataset returns$"):
+        run(Items(), tmp_path / "other", epochs=1, labels=labels, valid=Items())
+    with pytest.raises(ConfigError, match=r"^balance and automatic class weights count objects; expected a Dataset, not a Items$"):
+        run(Items(), tmp_path / "other", epochs=1, labels=labels, balance=0.5)
+    assert not (tmp_path / "other").exists()
+
+
+class Blacken:
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        return replace(sample, pixels=np.zeros_like(sample.pixels))
+
+
+def test_a_callable_of_the_user_comes_last_and_is_part_of_the_run(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    original = Learner.fetch
+    monkeypatch.setattr(Learner, "fetch", lambda self, batch: (seen.append(batch.pixels), original(self, batch))[1])
+    run(scenes, tmp_path / "run", epochs=1, custom=Blacken(), multi_scale=False)
+    assert len(seen) == 5
+    assert all(pixels.amax(dim=(0, 2, 3)).equal(pixels.amin(dim=(0, 2, 3))) for pixels in seen)  # one color: black
+    with pytest.raises(ConfigError, match=r"test_start\.Blacken"):
+        run(scenes, tmp_path / "run", epochs=1, multi_scale=False)
+
+
+def test_last_and_averaged_weights_are_kept_too(scenes: Path, tmp_path: Path) -> None:
+    run(scenes, tmp_path / "run", epochs=1)
+    state = state_of(tmp_path / "run")
+    for name, prefix in (("last", "model/"), ("ema", "average/")):
+        checkpoint = open_checkpoint(tmp_path / "run" / f"{name}.safetensors")
+        assert all(torch.equal(tensor, state[prefix + key]) for key, tensor in checkpoint.state.items())
+        assert checkpoint.provenance["epoch"] == 0
+
+
+def test_class_weights_by_number_or_by_count(scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^2 class weights; expected one for each of \d+ classes: "):
+        run(scenes, tmp_path / "run", epochs=1, class_weights=(1.0, 2.0))
+    counts = read_dataset(scenes).class_counts
+    record = run(scenes, tmp_path / "run", epochs=1, class_weights="auto").record
+    weights = np.array(record["recipe"]["class_weights"])
+    assert (weights[counts == 0] == 1).all()
+    ratio = weights[counts > 0] * np.sqrt(counts[counts > 0])
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-3)  # four digits are kept
+    assert len(set(weights)) > 1
+
+
+def test_masks_are_not_learned_from_boxes(scenes: Path, tmp_path: Path) -> None:
+    shutil.copytree(scenes, tmp_path / "data")
+    file = tmp_path / "data" / "train" / "_annotations.coco.json"
+    told = json.loads(file.read_text())
+    for annotation in told["annotations"]:
+        annotation["segmentation"] = []
+    file.write_text(json.dumps(told))
+    with pytest.raises(ConfigError, match=r"^the train split has boxes alone; masks need outlines: add them, or train a detection model$"):
+        run(tmp_path / "data", tmp_path / "run", model=SEGMENT)
+
+
+def test_a_run_in_the_present_folder(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run(scenes, Path("."), epochs=1).best.size_hw == (64, 64)
 
 
 def test_stopping_early_is_recorded(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

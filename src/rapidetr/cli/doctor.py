@@ -54,14 +54,16 @@ def run(args: Namespace, console: Console) -> int:
 
 def draw_samples(report: Report, folder: Path) -> list[Path]:
     """Sheets of annotated pictures: some of each split, evenly spaced, and those that findings name."""
-    from rapidetr.data.read import read_dataset
+    from rapidetr.data.read import find_splits, read_source
     from rapidetr.draw.evaluation import to_jpeg
     from rapidetr.draw.sheet import make_sheet
     from rapidetr.training.report import write_files
 
-    written = []
-    for split in report.splits:
-        dataset = read_dataset(report.path, split, on_error="skip", format=report.format)
+    written, labels = [], None
+    sources = find_splits(report.path, format=report.format or None)
+    for split in report.splits:  # the first one, train where it can be read, has the classes
+        dataset = read_source(sources[split], labels=labels, on_error="skip")
+        labels = labels or dataset.labels
         by_path = {record.path: record for record in dataset.images}
         step = max(1, len(dataset) // SAMPLES)
         sheets = {f"samples-{split}": dataset.images[::step][:SAMPLES]}

@@ -20,6 +20,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="a run folder (its best weights), a checkpoint file or a name")
     parser.add_argument("--data", required=True, metavar="DATA", help="a dataset: COCO, YOLO or Pascal VOC")
     parser.add_argument("--split", default="valid", help="train, valid or test (default: valid)")
+    parser.add_argument("--format", choices=("coco", "yolo", "voc"), help="where it cannot be told from the files")
     parser.add_argument("--max-dets", type=at_least(10), default=100, metavar="N", help="detections of each picture (default: 100)")
     parser.add_argument("--batch-size", type=at_least(1), default=8, metavar="N", help="pictures that go through together (default: 8)")
     parser.add_argument("--resize", choices=("evaluate", "predict"), default="evaluate", help="filter (default: the one of training)")
@@ -37,7 +38,7 @@ def run(args: Namespace, console: Console) -> int:
 
     if args.out:
         load_library()  # before hours of predicting
-    dataset = read_dataset(args.data, args.split)  # first: a wrong path should not wait for a download
+    dataset = read_dataset(args.data, args.split, format=args.format)  # first: a wrong path should not wait for a download
     detector = load(args.model, device=args.device, threads=args.threads, size_hw=args.size, accept_license=args.accept_license)
     with tqdm(total=len(dataset), unit="picture", leave=False, disable=args.quiet or None) as bar:
         found = evaluate(

@@ -31,6 +31,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 
     parser.add_argument("data", metavar="DATA", help="a dataset: COCO, YOLO or Pascal VOC; its valid split is scored")
     parser.add_argument("--model", default="nano", metavar="NAME|FILE|RUN", help="what to start from (default: nano)")
+    parser.add_argument("--format", choices=("coco", "yolo", "voc"), help="where it cannot be told from the files")
     parser.add_argument("--fresh", action="store_true", help="start anew; what is in --out is kept as OUT.bak-1, -2, ...")
     parser.add_argument("--save-minutes", type=float, default=10.0, metavar="M", help="a crash loses at most this much (default: 10)")
     parser.add_argument("--workers", type=at_least(0), default=0, metavar="N", help="processes that make batches ahead (default: 0)")
@@ -58,11 +59,11 @@ def _kind(annotation: Any) -> dict[str, Any]:
     return {"type": kinds[annotation.split("[")[0].split(" ")[0]], "metavar": "X"}
 
 
-def _numbers(text: str) -> tuple[float, ...]:
+def _numbers(text: str) -> tuple[float, ...] | str:
     try:
-        return tuple(float(part) for part in text.split(","))
+        return text if text == "auto" else tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise ArgumentTypeError(f"expected numbers separated by commas, got {text!r}") from None
+        raise ArgumentTypeError(f"expected numbers separated by commas, or auto, got {text!r}") from None
 
 
 def _record(text: str) -> dict[str, Any]:
@@ -84,6 +85,7 @@ def run(args: Namespace, console: Console) -> int:
     done = train(
         args.data,
         model=args.model,
+        format=args.format,
         out=args.out or "runs/train",
         device=args.device,
         threads=args.threads,

@@ -65,8 +65,10 @@ def _check_borders(box: np.ndarray, real_hw: tuple[int, int], place: str) -> Ite
 
 
 def check_classes(dataset: Dataset) -> Iterator[tuple[str, str]]:
-    """Classes without objects, and how far the rest lie apart (in the train split, where it matters)."""
+    """Classes of one name, classes without objects, and how far the rest lie apart (in the train split, where it matters)."""
     counts, names = dataset.class_counts, dataset.labels.names
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        yield "repeated-class", f"{name} ({names.count(name)} times)"
     for i in np.flatnonzero(counts == 0):
         yield "unused-class", f"{names[i]} (id {dataset.labels.dataset_ids[i]})"
     seen = np.flatnonzero(counts)

@@ -55,6 +55,7 @@ KINDS: dict[str, tuple[str, str, str]] = {
     "box-outside": ("warning", "{n} of {of} boxes are clipped", "check whether they belong to this image"),
     "duplicate-annotation": ("warning", "{n} of {of} boxes are counted twice and lower AP", "remove the copies"),
     "no-outline": ("warning", "{n} of {of} masks are filled boxes", "draw outlines, or train boxes only"),
+    "repeated-class": ("warning", "tables by class show them as one", "give each class its own name, or merge them"),
     "unused-class": ("warning", "{n} of {of} classes are not learnt or not scored", "add examples, or remove the class"),
     "imbalance": ("warning", "rare classes score low", "train with class-balanced sampling, or collect more of them"),
     "tiny-object": ("warning", "{n} of {of} objects are hardly seen", "use a larger input size, or tiles"),
@@ -194,7 +195,10 @@ def _report(path: str | Path, size_hw: tuple[int, int], datasets: dict[str, Data
     }
     names = next((d.labels.names for d in datasets.values()), ())
     tables = {split: d.class_counts.tolist() for split, d in datasets.items()}
-    by_class = {name: {split: counted[i] for split, counted in tables.items()} for i, name in enumerate(names)}
+    by_class = {name: dict.fromkeys(tables, 0) for name in names}
+    for split, counted in tables.items():
+        for name, count in zip(names, counted, strict=True):
+            by_class[name][split] += count
     findings = [_finding(key, examples, counts, len(names)) for key, examples in found.items()]
     findings.sort(key=lambda f: SEVERITIES.index(f.severity))
     form = next((d.format for d in datasets.values()), "")

@@ -97,7 +97,7 @@ def is_inside(path: Path | str, root: Path) -> bool:
 def locate(name: object, source: Source, folders: Sequence[Path] = ()) -> str | None:
     """Path of the picture that an annotation file calls `name`; None when the name would leave the dataset folder.
 
-    Absolute names of another machine, backslashes and needless folders are healed by looking for the last part; a picture
+    Absolute names of another machine, backslashes and needless folders are healed by looking for ever fewer of the last parts; a picture
     that is nowhere gets the path at which it was expected first. Names with `..` must lead to a file inside.
     """
     if not isinstance(name, str) or not name or "\0" in name:
@@ -114,5 +114,7 @@ def locate(name: object, source: Source, folders: Sequence[Path] = ()) -> str | 
         return next((t for t in tries if os.path.isfile(t)), None)
     if foreign and is_inside(name, source.root):
         tries.append(os.path.normpath(name))
-    tries += [os.path.join(f, base) for f in folders]
-    return next((t for t in tries if os.path.isfile(t)), tries[0])
+    expected = tries[0] if tries else os.path.join(folders[0], base)
+    parts = plain.split("/") if foreign else ["", base]
+    tries += [os.path.join(f, *parts[i:]) for i in range(1, len(parts)) for f in folders]
+    return next((t for t in tries if os.path.isfile(t)), expected)

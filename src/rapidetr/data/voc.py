@@ -1,29 +1,33 @@
-"""Pascal VOC: JPEGImages, Annotations with one XML for each picture, ImageSets/Main with one list for each split."""
+"""Pascal VOC: JPEGImages, Annotations with one XML for each picture, ImageSets/Main with one list for each split; or all in one folder."""
 
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 from rapidetr.core.errors import DatasetError
 from rapidetr.core.labels import LabelSpace
-from rapidetr.data.files import SPLIT_WORDS, Source, is_inside, list_folders, list_images, read_text
+from rapidetr.data.files import SPLIT_WORDS, Source, is_inside, list_folders, list_images, read_text, split_name
 from rapidetr.data.records import Annotation, Dataset, Flaw, ImageRecord, Problems
 
 MAX_SIDE = 1e7
 
 
 def find_voc(path: Path) -> dict[str, Source]:
-    """Splits of a folder, or of the only VOC folder one or two levels below (VOCdevkit/VOC2012); empty when there is none."""
+    """Splits of a folder, or of the only VOC folder one or two levels below (VOCdevkit/VOC2012), or train/, valid/ and test/ with
+    XML files beside the pictures, as Roboflow exports them; empty when there is none.
+    """
     if not path.is_dir():
         return {}
     below = list_folders(path)
+    beside = {split: Source(split, "voc", path, f, (f,)) for f in below if (split := split_name(f.name)) and any(f.glob("*.xml"))}
     places = [path, *below, *(g for f in below for g in list_folders(f))]
     places = [f for f in places if (f / "Annotations").is_dir() and (f / "JPEGImages").is_dir()]
     if len(places) > 1:
         raise DatasetError(f"{path}: VOC data in {', '.join(str(p.relative_to(path)) for p in places)}; pass one of these folders")
-    return _find_lists(places[0]) if places else {}
+    return _find_lists(places[0]) if places else beside
 
 
 def _find_lists(root: Path) -> dict[str, Source]:
@@ -58,7 +62,12 @@ def read_voc(source: Source, labels: LabelSpace | None, problems: Problems) -> D
 def _list_stems(source: Source) -> list[str]:
     if source.listing is None:
         return sorted(p.stem for p in source.annotations.glob("*.xml"))
-    return [line.split()[0] for line in read_text(source.listing).splitlines() if line.strip()]
+    return [_stem(line.strip(), source) for line in read_text(source.listing).splitlines() if line.strip()]
+
+
+def _stem(line: str, source: Source) -> str:
+    """The name in a line; lists of one class say 1, 0 or -1 behind it."""
+    return line if (source.annotations / f"{line}.xml").is_file() else re.sub(r"\s+-?[01]$", "", line)
 
 
 class _NoDoctype(ElementTree.TreeBuilder):

@@ -173,6 +173,9 @@ def finish_epoch(course: Course, learner: Learner, progress: Progress) -> None:
         scores = {kind: score(course, network, f"epoch {epoch}, {kind}") for kind, network in networks.items()}
         record |= {kind: {n: v for n, v in found.items() if n != "per_class"} for kind, found in scores.items()}
         judge(course, progress, networks, scores)
+    keep(course, learner.network, "last", {"epoch": epoch, "weights": "raw"})
+    if learner.average is not None:
+        keep(course, learner.average.network, "ema", {"epoch": epoch, "weights": "ema"})
     progress.history.append(record)
     progress.epoch, progress.window, progress.totals, progress.counted = epoch + 1, 0, None, 0
     course.say(epoch_line(record, course.epochs, progress.judge.best, course.start.config.segmentation))
@@ -213,7 +216,7 @@ def judge(course: Course, progress: Progress, networks: dict[str, RfDetr], score
     points = {kind: found.get("AP", float(progress.epoch)) for kind, found in scores.items()}  # without scores the latest is best
     if progress.judge.judge(progress.epoch, points):
         kind = progress.judge.best["weights"]
-        progress.best = {**progress.judge.best, **scores[kind]}
+        progress.best = {**progress.judge.best, "AP": None, **scores[kind]}
         keep(course, networks[kind], "best", {k: progress.best[k] for k in ("epoch", "weights", "AP")})
     progress.stopped = bool(course.valid) and progress.judge.should_stop(course.recipe, epochs, points)
 

@@ -53,9 +53,11 @@ def parameter_groups(network: RfDetr, recipe: Recipe) -> list[dict[str, Any]]:
 
 
 def make_optimizer(network: RfDetr, recipe: Recipe) -> Optimizer:
-    """Any optimizer of torch.optim that steps without a closure, and Muon of training/muon.py; ConfigError lists what there is."""
+    """Any optimizer of torch.optim that steps without a closure on dense gradients, and Muon; ConfigError lists what there is."""
     found = {name: kind for name, kind in vars(torch.optim).items() if isinstance(kind, type) and issubclass(kind, Optimizer)}
-    kinds: dict[str, Any] = {name: kind for name, kind in found.items() if name not in ("Optimizer", "LBFGS")} | {"Muon": Muon}
+    kinds: dict[str, Any] = {name: kind for name, kind in found.items() if name not in ("Optimizer", "LBFGS", "SparseAdam")} | {
+        "Muon": Muon
+    }
     if recipe.optimizer not in kinds:
         raise ConfigError(f"optimizer is {recipe.optimizer!r}; expected one of {', '.join(sorted(kinds))}")
     groups, options = parameter_groups(network, recipe), dict(recipe.optimizer_options or {})

@@ -40,7 +40,9 @@ class Recipe:
     giou: float = _told(2.0, "weight of the GIoU loss of boxes")
     mask_ce: float = _told(5.0, "weight of the cross entropy of masks")
     mask_dice: float = _told(5.0, "weight of the Dice loss of masks")
-    class_weights: tuple[float, ...] | None = _told(None, "for every class: what missing such an object costs; default: 1")
+    class_weights: tuple[float, ...] | str | None = _told(
+        None, "for every class: what missing such an object costs, or auto: more for rare ones; default: 1"
+    )
     sum_group_losses: bool = _told(False, "do not divide the losses by the number of query groups")
     # optimizer
     optimizer: str = _told("AdamW", "any name of torch.optim; Muon is ours, for matrices of any shape")
@@ -80,17 +82,19 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("size_hw", "class_weights"):
-            if getattr(self, name) is not None:
+            if getattr(self, name) not in (None, "auto"):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.class_weights not in (None, "auto") and not all(isinstance(w, int | float) and w >= 0 for w in self.class_weights):
+            raise ConfigError(f"class_weights are {self.class_weights}; expected numbers of at least 0, or auto")
         if isinstance(self.size_hw, tuple) and len(self.size_hw) != 2:
             raise ConfigError(f"size_hw is {self.size_hw}; expected (height, width)")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}")
         for name, (least, most) in _BOUNDS.items():
-            value = getattr(self, name)
-            if value is not None and not (isinstance(value, int | float) and least <= value <= most):
-                raise ConfigError(f"{name} is {value!r}; expected {least:g} to {most:g}")
+            value, whole = getattr(self, name), name in _WHOLE
+            if value is not None and not (isinstance(value, int if whole else int | float) and least <= value <= most):
+                raise ConfigError(f"{name} is {value!r}; expected {'a whole number, ' if whole else ''}{least:g} to {most:g}")
 
     def to_dict(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))
@@ -114,7 +118,9 @@ _CHOICES = {
     "precision": ("auto", "float32", "bfloat16", "float16"),
     "watch": ("raw", "ema", "max"),
 }
+_WHOLE = {f.name for f in fields(Recipe) if str(f.type).startswith("int")}
 _BOUNDS = {
+    "seed": (0, 2**31), "ce": (0, 1e6), "bbox": (0, 1e6), "giou": (0, 1e6), "mask_ce": (0, 1e6), "mask_dice": (0, 1e6),
     "groups": (1, 1000), "epochs": (1, 1e6), "batch_size": (1, 1e6), "accumulate": (1, 1e6), "lr": (0, 1e3), "lr_encoder": (0, 1e3),
     "layer_decay": (0, 1), "component_decay": (0, 1), "weight_decay": (0, 1e3), "clip": (0, 1e9), "drop_path": (0, 0.9),
     "warmup_epochs": (0, 1e6), "lr_drop": (0, 1e9), "min_factor": (0, 1), "ema_decay": (0, 1), "ema_tau": (0, 1e9), "balance": (0, 1),

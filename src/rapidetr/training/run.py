@@ -7,7 +7,7 @@ import platform
 import time
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from rapidetr.checkpoints.licenses import require_license
 from rapidetr.core.errors import ConfigError, DatasetError
 from rapidetr.core.labels import LabelSpace
 from rapidetr.data.batches import Loader
+from rapidetr.data.mixing import Transform
 from rapidetr.data.read import find_splits, read_dataset
 from rapidetr.data.records import Dataset
-from rapidetr.data.sampling import EpochOrder, repeat_factors
+from rapidetr.data.sampling import EpochOrder, class_weights, repeat_factors
 from rapidetr.data.sources import Items
 from rapidetr.runtime.detector import Detector
 from rapidetr.runtime.load import load, pick_device
@@ -56,6 +57,8 @@ def train(
     out: str | Path = "runs/train",
     valid: Dataset | None = None,
     labels: LabelSpace | None = None,
+    format: str | None = None,
+    custom: Transform | None = None,
     device: str = "auto",
     threads: int | None = None,
     workers: int = 0,
@@ -74,23 +77,25 @@ def train(
     """The finished run in the folder `out`; further keywords are fields of Recipe, such as epochs, batch_size, lr, stages, seed.
 
     `data`: a folder that `read_dataset` knows (its valid split is scored, else its test split), a Dataset, or any map-style
-    torch dataset together with `labels` (data/sources.py says what its items are); `valid` is what to score in the last two
-    cases. `model`: a name, a checkpoint file, a Detector, or with weights="random" also a ModelConfig. The same `out` and
-    recipe go on where they were stopped; ConfigError for another recipe. `fresh` starts anew and keeps the old folder as
-    out.bak-1, -2, ... `workers` make batches ahead; `save_minutes` bounds the work that a crash can lose. `class_rows` says how
-    the head is made for the dataset's classes (training/start.py). Weights under PML-1.0 need accept_license="PML-1.0". Started
-    by torchrun, all processes train one model together.
+    torch dataset together with `labels` (data/sources.py says what its items are); `valid`, a Dataset, is what to score in the
+    last two cases. `format`: coco, yolo or voc, where a folder holds more than one. `custom`: a callable (sample, rng) -> sample
+    after all other transforms of a training picture (data/augment.py has such). `model`: a name, a checkpoint file, a Detector,
+    or with weights="random" also a ModelConfig. The same `out` and recipe go on where they were stopped; ConfigError for another
+    recipe. `fresh` starts anew and keeps the old run as out.bak-1, -2, ... `workers` make batches ahead; `save_minutes` bounds
+    the work that a crash can lose. `class_rows` says how the head is made for the dataset's classes (training/start.py). Weights
+    under PML-1.0 need accept_license="PML-1.0". Started by torchrun, all processes train one model together.
 
     `loggers`: of tensorboard, wandb and mlflow. `report` draws batches, curves and report.html. `say` gets lines for people,
     `on_step` the Place after every step.
     """
     chosen, kinds = Recipe.from_dict(recipe), check_loggers(loggers)
-    folder = Path(out)
+    folder = Path(out) if Path(out).name not in ("", "..") else Path(out).resolve()  # a lock is called by its name
     if threads is not None:
         torch.set_num_threads(threads)
     with join(pick_device(device)) as (world, place):
         quiet: Callable[[str], None] = say if world.first else _silence
-        parts = _read(data, valid, labels, quiet)
+        parts = _read(data, valid, labels, format, custom, quiet)
+        chosen = _weighed(chosen, parts)
         with _owned(folder) if world.first else nullcontext():
             plan = {"recipe": chosen.to_dict(), "model": describe_model(model), "data": parts.describe()}
             if world.first:
@@ -127,28 +132,55 @@ class _Parts:
     train: Dataset | Items
     valid: Dataset | None
     labels: LabelSpace
+    custom: Transform | None
 
     def describe(self) -> dict[str, Any]:
         """What must not change between two sessions of a run; a folder may be moved."""
-        return {"images": len(self.train), "valid": len(self.valid) if self.valid else 0, "classes": list(self.labels.names)}
+        facts = {"images": len(self.train), "valid": len(self.valid) if self.valid else 0, "classes": list(self.labels.names)}
+        if self.custom is not None:
+            kind = self.custom if hasattr(self.custom, "__qualname__") else type(self.custom)
+            facts["custom"] = f"{kind.__module__}.{kind.__qualname__}"
+        return facts
 
 
-def _read(data: str | Path | Dataset | Items, valid: Dataset | None, labels: LabelSpace | None, say: Callable[[str], None]) -> _Parts:
+def _read(
+    data: str | Path | Dataset | Items,
+    valid: Dataset | None,
+    labels: LabelSpace | None,
+    format: str | None,
+    custom: Transform | None,
+    say: Callable[[str], None],
+) -> _Parts:
+    if not (valid is None or isinstance(valid, Dataset)):
+        raise ConfigError(f"valid is of type {type(valid).__name__}; expected a Dataset, such as read_dataset returns")
     if not isinstance(data, str | Path):
         own = data.labels if isinstance(data, Dataset) else labels
         if own is None:
             raise ConfigError("labels are missing: a torch dataset does not say what its classes are called; pass labels=LabelSpace...")
-        return _Parts(data, valid, own)
-    dataset = read_dataset(data, "train")
+        return _Parts(data, valid, own, custom)
+    dataset = read_dataset(data, "train", format=format)
     if not dataset.images:
         raise DatasetError(f"{data}: its train split has no images; expected at least one, look with: rapidetr doctor {data}")
-    scored = next((name for name in ("valid", "test") if name in find_splits(data)), None)
+    scored = next((name for name in ("valid", "test") if name in find_splits(data, format=format)), None)
     if valid is None and scored is None:
         say(f"{data}: has no valid split; nothing is scored, the last weights count as the best")
     elif valid is None:
-        valid = read_dataset(data, str(scored))
+        valid = read_dataset(data, str(scored), format=format)
         say(f"{data}: {len(dataset)} pictures to learn from, {len(valid)} of the {scored} split to score")
-    return _Parts(dataset, valid, dataset.labels)
+    return _Parts(dataset, valid, dataset.labels, custom)
+
+
+def _weighed(recipe: Recipe, parts: _Parts) -> Recipe:
+    """The recipe with `auto` class weights as numbers, if they and all else that asks for a Dataset can be had from this one."""
+    counted, weights = isinstance(parts.train, Dataset), recipe.class_weights
+    if not counted and (recipe.balance or weights == "auto"):
+        raise ConfigError(f"balance and automatic class weights count objects; expected a Dataset, not a {type(parts.train).__name__}")
+    if weights == "auto" and isinstance(parts.train, Dataset):
+        return replace(recipe, class_weights=tuple(round(w, 4) for w in class_weights(parts.train.class_counts).tolist()))
+    if weights is not None and len(weights) != len(parts.labels):
+        names = ", ".join(parts.labels.names)
+        raise ConfigError(f"{len(weights)} class weights; expected one for each of {len(parts.labels)} classes: {names}")
+    return recipe
 
 
 @contextmanager
@@ -167,7 +199,7 @@ def _owned(folder: Path) -> Any:
 def _open_folder(folder: Path, plan: dict[str, Any], fresh: bool, say: Callable[[str], None]) -> None:
     """An empty folder gets the recipe; one with the same recipe goes on; `fresh` moves what is there aside."""
     file = folder / "recipe.json"
-    if fresh and folder.exists():
+    if fresh and file.exists():
         aside = next(p for n in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.bak-{n}")).exists())
         folder.rename(aside)
         say(f"{folder}: the old run is kept as {aside}")
@@ -216,6 +248,8 @@ def _prepare(
 ) -> Course:
     """The batches, and all else that a run needs."""
     world.check(recipe.batch_size)
+    if start.config.segmentation and isinstance(parts.train, Dataset) and not parts.train.has_outlines:
+        raise ConfigError("the train split has boxes alone; masks need outlines: add them, or train a detection model")
     repeats = repeat_factors(parts.train.images, recipe.balance) if recipe.balance and isinstance(parts.train, Dataset) else None
     order = EpochOrder(len(parts.train), recipe.batch_size // world.size, recipe.accumulate, world.size, recipe.seed, repeats)
     loader = Loader(
@@ -225,6 +259,7 @@ def _prepare(
         start.preprocessing,
         labels=start.labels,
         transforms=recipe.augment,
+        custom=parts.custom,
         masks=start.config.segmentation,
         rank=world.rank,
         workers=workers,

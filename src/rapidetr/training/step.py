@@ -109,7 +109,8 @@ class Learner:
 
 def make_criterion(recipe: Recipe, head_rows: int) -> Criterion:
     """The losses; rows of the head without a class weigh 1."""
-    weights = recipe.class_weights and (*recipe.class_weights, *(1.0,) * (head_rows - len(recipe.class_weights)))
+    told = tuple(float(weight) for weight in recipe.class_weights or ())  # `auto` has become numbers before
+    weights = told and (*told, *(1.0,) * (head_rows - len(told)))
     parts = (recipe.ce, recipe.bbox, recipe.giou, recipe.mask_ce, recipe.mask_dice)
     return Criterion(recipe.classification, *parts, weights or None, recipe.sum_group_losses)
 
