@@ -197,7 +197,7 @@ def test_cut_off_file_and_missing_file(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match=r"not a whole safetensors file .* copy or download it again"):
         open_checkpoint(path)
-    with pytest.raises(CheckpointMissing, match="no such file; expected a checkpoint, or a model name such as 'nano'"):
+    with pytest.raises(CheckpointMissing, match="no such file; expected a checkpoint file; model names such as 'nano' are for --model"):
         open_checkpoint(tmp_path / "none.pth")
 
 

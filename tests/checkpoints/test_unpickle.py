@@ -29,7 +29,7 @@ import torch
 from rapidetr.checkpoints.unpickle import containers, read_torch_file, sniff
 from rapidetr.core.errors import CheckpointError, CheckpointMissing, UnsafeFile
 
-REMEDY = "expected a file written by torch.save; check the path, or copy or download it again"
+REMEDY = "expected a .safetensors file, or one written by torch.save; check the path, or copy or download it again"
 
 
 def content() -> dict[str, Any]:
@@ -180,7 +180,7 @@ def test_plain_pickles(tmp_path: Path) -> None:
     with pytest.raises(UnsafeFile, match=r"wants 'posix.system'|wants 'nt.system'"):
         read_torch_file(path)
     path.write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(CheckpointError, match=r"this is a plain pickle; expected a file written by torch\.save"):
+    with pytest.raises(CheckpointError, match=r"this is a plain pickle; expected a \.safetensors file, or one written by torch\.save"):
         read_torch_file(path)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from rapidetr import compat
 from rapidetr.checkpoints.file import Checkpoint, official_name, save_checkpoint, save_official
 from rapidetr.checkpoints.weights import WEIGHTS
-from rapidetr.compat import RFDETR, RFDETRLarge, RFDETRNano, RFDETRSegNano, from_checkpoint
+from rapidetr.compat import RFDETR, RFDETRLarge, RFDETRNano, RFDETRSegNano, RFDETRSmall, from_checkpoint
 from rapidetr.core.config import VARIANTS
 from rapidetr.core.errors import CheckpointError, CheckpointMissing, ConfigError, ImageMissing, LicenseRefused, NotSupportedYet
 from rapidetr.core.labels import LabelSpace
@@ -207,6 +207,11 @@ def test_from_checkpoint_finds_class_and_size(fine_tuned: Path) -> None:
         assert model.model_config.pretrain_weights == str(fine_tuned)
     assert from_checkpoint(fine_tuned, device="cpu", resolution=64, num_classes=1).model_config.num_classes == 1
     assert RFDETRNano(pretrain_weights=fine_tuned, device="cpu").detector.size_hw == (384, 384)  # the class's own, as officially
+
+
+def test_the_name_of_another_variant_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^nano is the name of a model, and model='small' of another one; "):
+        RFDETRSmall(pretrain_weights="nano", device="cpu")
 
 
 def test_own_files_load_too(model: RFDETR, picture: np.ndarray, tmp_path: Path) -> None:

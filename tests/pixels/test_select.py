@@ -207,7 +207,9 @@ def test_masks_belong_to_the_detections_that_stay() -> None:
         ({"threshold": 50}, "threshold is 50; expected a score between 0 and 1"),
         ({"threshold": float("nan")}, "threshold is nan; expected a score between 0 and 1"),
         ({"nms": -0.1}, "nms is -0.1; expected an overlap between 0 and 1"),
-        ({"max_detections": 0}, "max_detections is 0; expected at least 1"),
+        ({"max_detections": 0}, "max_detections is 0; expected a whole number of at least 1"),
+        ({"max_detections": 1.5}, "max_detections is 1.5; expected a whole number of at least 1"),
+        ({"nms": "a"}, "nms is 'a'; expected an overlap between 0 and 1"),
     ],
 )
 def test_arguments_out_of_range(options: dict[str, float], message: str) -> None:

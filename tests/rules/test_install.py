@@ -38,6 +38,7 @@ def test_files_in_the_archives(built: Path) -> None:
     with tarfile.open(next(built.glob("*.tar.gz"))) as sdist:
         inside = {n.split("/", 1)[1] for n in sdist.getnames() if "/" in n}
     assert {"README.md", "LICENSE", "CHANGELOG.md", "pyproject.toml", "src/rapidetr/__init__.py", "tests/conftest.py"} <= inside
+    assert {"docs/index.md", "examples/demo.py", "tools/lock.py", "mkdocs.yml", "CONTRIBUTING.md"} <= inside  # what the Makefile uses
 
 
 @pytest.mark.parametrize("kind", ["*.whl", "*.tar.gz"])

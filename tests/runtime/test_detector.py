@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,6 +21,8 @@ from rapidetr.core.errors import ConfigError, ImageError, ImageMissing
 from rapidetr.core.labels import LabelSpace
 from rapidetr.core.outputs import Batch
 from rapidetr.core.preprocessing import Preprocessing
+from rapidetr.pixels.overlap import overlap
+from rapidetr.runtime import detector as detector_module
 from rapidetr.runtime.detector import Detector
 from rapidetr.runtime.torch_engine import TorchEngine
 
@@ -125,6 +128,13 @@ def test_options_narrow_the_result(tiny: Detector) -> None:
         tiny.predict(picture(), thresh=0.5)  # type: ignore[call-arg]
     with pytest.raises(ConfigError, match="threshold is 50; expected 0 to 1"):
         tiny.predict(picture(), 50)
+    for options, message in (
+        ({"threshold": "0.5"}, r"^threshold is '0\.5'; expected 0 to 1$"),
+        ({"tile": "64"}, r"^tile is '64'; expected \(height, width\) in pixels, or one whole number for a square$"),
+        ({"tile": (100,)}, r"^tile is \(100,\); expected \(height, width\)"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            tiny.predict(picture(), **options)
 
 
 def test_evaluation_uses_the_other_filter(tiny: Detector) -> None:
@@ -232,6 +242,20 @@ def test_stage_clock_sees_every_stage() -> None:
     assert found.times_ms == clock.milliseconds()
 
 
+def test_what_was_prepared_ahead_is_counted(tiny: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every clock ticks once a second by itself, so a stage takes one; two pictures ahead, and joining them."""
+
+    class Ticking(StageClock):
+        def __init__(self) -> None:
+            ticks = itertools.count()
+            super().__init__(now=lambda: float(next(ticks)))
+
+    monkeypatch.setattr(detector_module, "StageClock", Ticking)
+    (batch,) = tiny.predict_iter([picture(0), picture(1)], 0.0, prefetch=2)
+    assert [found.times_ms["prepare"] for found in batch] == [3000, 3000]
+    assert batch[0].times_ms["decode"] == 2000
+
+
 def test_the_twin_on_a_device_equals_prepare(tiny: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     """The branch that CUDA takes, run on the CPU."""
     engine = detector().engine
@@ -288,3 +312,26 @@ def test_repr_names_what_matters(tiny: Detector) -> None:
     assert repr(tiny) == "Detector(nano, detect, 6 classes, 64x64, torch float32 on cpu)"
     named = Checkpoint({}, replace(tiny.config, name="mine"), tiny.labels, tiny.preprocessing, "")
     assert repr(Detector(tiny.engine, named)).startswith("Detector(mine, ")
+
+
+def test_predict_iter_takes_one_picture_as_predict_does(tiny: Detector, tmp_path: Path) -> None:
+    """An array of one picture must not be taken as a list of its rows, nor a path as one of its letters."""
+    Image.fromarray(picture()).save(tmp_path / "a.png")
+    raw = (tmp_path / "a.png").read_bytes()
+    (one,) = tiny.predict(picture(), 0.0)
+    for source in (picture(), str(tmp_path / "a.png"), tmp_path / "a.png", Image.fromarray(picture()), raw, bytearray(raw)):
+        ((found,),) = tiny.predict_iter(source, 0.0)
+        assert same(found, one)
+        assert same(tiny.predict(source, 0.0)[0], one)
+    with (tmp_path / "a.png").open("rb") as file, pytest.raises(ImageError, match=r"^got BufferedReader; expected a path"):
+        tiny.predict(file)
+
+
+def test_limits_hold_for_the_whole_of_a_tiled_picture(tiny: Detector) -> None:
+    large = np.concatenate([picture(0), picture(1)], axis=1)
+    (every,) = tiny.predict(large, 0.0, tile=(90, 120), overlap=0.3)
+    (few,) = tiny.predict(large, 0.0, tile=(90, 120), overlap=0.3, max_detections=2)
+    assert len(few) == 2 < len(every)
+    (apart,) = tiny.predict(large, 0.0, tile=(90, 120), overlap=0.3, nms=0.1)
+    shares = [overlap(apart.boxes_xyxy_px[i], apart.boxes_xyxy_px[apart.head_rows == apart.head_rows[i]])[0] for i in range(len(apart))]
+    assert max(np.sort(share)[-2:-1].max(initial=0) for share in shares) <= 0.1  # the largest is the box itself

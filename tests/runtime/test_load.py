@@ -111,7 +111,7 @@ def test_wrong_arguments_are_named(tiny_file: Path, tmp_path: Path) -> None:
         rapidetr.load("nano", weights="imagenet")
     with pytest.raises(ConfigError, match="device is 'gpu9'; expected auto, cpu, cuda"):
         rapidetr.load(tiny_file, device="gpu9")
-    with pytest.raises(NotSupportedYet, match="is a folder"):
+    with pytest.raises(CheckpointMissing, match="is a folder"):
         rapidetr.load(tmp_path)
     with pytest.raises(NotSupportedYet, match="keypoint"):
         rapidetr.load("keypoint-preview")
@@ -180,3 +180,16 @@ def test_a_folder_that_is_called_like_a_model_does_not_hide_it(tmp_path, monkeyp
     assert known.class_names[0] == "die"
     rapidetr.load("nano", weights="random", seed=0, size_hw=64, device="cpu").save(tmp_path / "pico" / "best.safetensors")
     assert rapidetr.load("pico", device="cpu").config.name == "nano"
+
+
+def test_a_name_and_another_model_contradict_each_other() -> None:
+    for weights in ("pretrained", "random"):
+        with pytest.raises(ConfigError, match=r"^pico is the name of a model, and model='nano' of another one; leave model= out$"):
+            rapidetr.load("pico", model="nano", weights=weights)
+    assert rapidetr.load("pico", model="rf-detr-pico", device="cpu").config.name == "pico"
+
+
+@pytest.mark.parametrize("size", ["288", 288.0, (288,), (96, 96, 96)])
+def test_a_size_that_is_none(size: object) -> None:
+    with pytest.raises(ConfigError, match=r"^size_hw is .+; expected \(height, width\) in pixels, or one whole number for a square$"):
+        rapidetr.load("pico", size_hw=size)  # type: ignore[arg-type]

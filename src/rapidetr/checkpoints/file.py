@@ -53,7 +53,9 @@ class Checkpoint:
         return network.eval()
 
     def deployed(self) -> Checkpoint:
-        """Without the query groups that only training needs."""
+        """Without the query groups that only training needs; the same where there are none."""
+        if self.config.groups == 1:
+            return self
         from rapidetr.checkpoints.adapt import drop_training_groups
 
         state, config = drop_training_groups(self.state, self.config)
@@ -139,7 +141,9 @@ def open_checkpoint(path: str | Path, *, model: str | None = None) -> Checkpoint
     """
     path = Path(path)
     if not path.exists():
-        raise CheckpointMissing(f"{path}: no such file; expected a checkpoint, or a model name such as 'nano'")
+        raise CheckpointMissing(
+            f"{path}: no such file; expected a checkpoint file; model names such as 'nano' are for --model and rapidetr.load"
+        )
     if sniff(path) == "safetensors":
         return _open_safetensors(path, model)
     return _from_official(containers(read_torch_file(path), path), model, path)

@@ -42,7 +42,7 @@ _MAGIC = (
     (b"\x93NUMPY", "a NumPy array"), (b"\x1f\x8b", "a gzip archive"), (b"7z\xbc\xaf", "a 7z archive"), (b"%PDF", "a PDF document"),
     (b"version https://git-lfs", "a Git LFS pointer, not the file itself"), (b"\x80", "a plain pickle"),
 )  # fmt: skip
-_REMEDY = "expected a file written by torch.save; check the path, or copy or download it again"
+_REMEDY = "expected a .safetensors file, or one written by torch.save; check the path, or copy or download it again"
 
 
 def sniff(path: str | Path) -> str:

@@ -13,6 +13,7 @@ EXAMPLES = """\
   rapidetr convert checkpoint_best_total.pth mine.safetensors
   rapidetr convert mine.safetensors small.safetensors --deploy --half
   rapidetr convert mine.safetensors official.pth --to official"""
+OFFICIAL_FILTER = "bilinear"  # of every file in that format, as the official predict resizes
 FORMATS = {".safetensors": "rapidetr", ".pth": "official", ".pt": "official"}
 
 
@@ -46,6 +47,9 @@ def run(args: Namespace, console: Console) -> int:
     if args.half:
         state = {name: tensor.to(torch.float16) for name, tensor in checkpoint.state.items()}
         checkpoint = replace(checkpoint, state=state, notes=(*checkpoint.notes, "weights rounded to float16"))
+    if kind == "official":
+        note = f"official files hold no resize filter, dataset ids or licence: read back, this one predicts with {OFFICIAL_FILTER}"
+        checkpoint = replace(checkpoint, notes=(*checkpoint.notes, note))
     (save_official if kind == "official" else save_checkpoint)(checkpoint, target)
     for note in checkpoint.notes:
         console.say(f"note: {note}")

@@ -33,7 +33,7 @@ VERBS = {
     "rollback": ("rapidetr.cli.rollback", "put into use what was in use before"),
     "diff": ("rapidetr.cli.diff", "show where two models or artifacts part on a picture, stage by stage"),
     "serve": ("rapidetr.cli.serve", "answer over HTTP: API, web page, metrics"),
-    "batch": ("rapidetr.cli.batch", "predict over millions of pictures on Ray; resumable"),
+    "batch": ("rapidetr.cli.batch", "predict over millions of pictures, on Ray or alone; resumable"),
     "bench": ("rapidetr.cli.bench", "measure a model end to end on your pictures; compare two"),
     "lock": ("rapidetr.cli.lock", "write down this machine and installation; say what has drifted since"),
     "licenses": ("rapidetr.cli.licenses", "list the licences of weights and dependencies"),

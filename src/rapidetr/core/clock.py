@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from threading import Lock
 
@@ -27,6 +27,15 @@ class StageClock:
             seconds = self.now() - began
             with self._lock:  # prefetching threads share the clock of their caller
                 self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
+    @classmethod
+    def sum(cls, clocks: Iterable[StageClock]) -> StageClock:
+        """A new clock that begins with all their seconds."""
+        total = cls()
+        for clock in clocks:
+            for name, seconds in clock.seconds.items():
+                total.seconds[name] = total.seconds.get(name, 0.0) + seconds
+        return total
 
     def milliseconds(self) -> dict[str, float]:
         return {name: 1000 * s for name, s in self.seconds.items()}

@@ -67,7 +67,7 @@ def decode(source: Any, limits: ImageLimits = ImageLimits()) -> Picture:  # noqa
     if isinstance(source, Image.Image):
         name = getattr(source, "filename", "") or None
         return Picture(guarded(source, f"PIL image {name or ''}".strip(), limits), name)
-    if hasattr(source, "detach"):
+    if hasattr(source, "detach") and hasattr(source, "ndim"):  # open files have `detach`, too
         return Picture(check_array(channels_last(source), "tensor"))
     if isinstance(source, np.ndarray):
         return Picture(check_array(source, "array"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from numbers import Real
 
 import numpy as np
 
@@ -71,10 +72,10 @@ def check_request(
     """ConfigError for what cannot be selected from."""
     if not 0 <= threshold <= 1:
         raise ConfigError(f"threshold is {threshold}; expected a score between 0 and 1")
-    if nms is not None and not 0 <= nms <= 1:
-        raise ConfigError(f"nms is {nms}; expected an overlap between 0 and 1")
-    if max_detections is not None and max_detections < 1:
-        raise ConfigError(f"max_detections is {max_detections}; expected at least 1")
+    if nms is not None and not (is_number(nms) and 0 <= nms <= 1):
+        raise ConfigError(f"nms is {nms!r}; expected an overlap between 0 and 1")
+    if max_detections is not None and not (hasattr(max_detections, "__index__") and max_detections >= 1):
+        raise ConfigError(f"max_detections is {max_detections!r}; expected a whole number of at least 1")
     if len(raw.logits) != len(geometries):
         raise ConfigError(f"the network returned {len(raw.logits)} pictures for {len(geometries)} geometries")
     if raw.logits.shape[2] != labels.head_rows:
@@ -118,6 +119,11 @@ def first_of_each(values: np.ndarray) -> np.ndarray:
     first = np.zeros(len(values), bool)
     first[np.unique(values, return_index=True)[1]] = True
     return first
+
+
+def is_number(value: object) -> bool:
+    """Python's numbers and NumPy's; strings and arrays are none."""
+    return isinstance(value, Real)
 
 
 def suppress(boxes: np.ndarray, rows: np.ndarray, limit: float) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ from rapidetr.core.labels import LabelSpace
 from rapidetr.core.outputs import Batch, Geometry
 from rapidetr.core.preprocessing import Preprocessing
 from rapidetr.pixels.decode import ImageLimits, Picture, load_picture
-from rapidetr.pixels.select import select
+from rapidetr.pixels.select import is_number, select, suppress
 from rapidetr.runtime.engine import Engine
 
 if TYPE_CHECKING:
@@ -65,8 +66,11 @@ class _Options:
     clock: StageClock | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.threshold <= 1:
-            raise ConfigError(f"threshold is {self.threshold}; expected 0 to 1")
+        if not (is_number(self.threshold) and 0 <= self.threshold <= 1):
+            raise ConfigError(f"threshold is {self.threshold!r}; expected 0 to 1")
+        sides = self.tile if isinstance(self.tile, tuple) else (self.tile,) * 2
+        if self.tile is not None and not (len(sides) == 2 and all(hasattr(side, "__index__") for side in sides)):
+            raise ConfigError(f"tile is {self.tile!r}; expected (height, width) in pixels, or one whole number for a square")
         if self.purpose not in ("predict", "evaluate"):
             raise ConfigError(f"purpose is {self.purpose!r}; expected predict or evaluate")
         if self.classes is not None:
@@ -139,12 +143,12 @@ class Detector:
         ([3, H, W], 0..1); `images` is one or any iterable of them. Scores lie strictly above `threshold`. Options:
         `PredictOptions`. Raises ImageError on the first picture that cannot be used.
         """
-        batches = self.predict_iter(_as_list(images), threshold, batch_size=batch_size, on_error="raise", **options)
+        batches = self.predict_iter(images, threshold, batch_size=batch_size, on_error="raise", **options)
         return [detections for batch in batches for detections in batch]
 
     def predict_iter(
         self,
-        images: Iterable[Any],
+        images: Any,
         threshold: float = 0.5,
         *,
         batch_size: int = 8,
@@ -165,7 +169,7 @@ class Detector:
         if unknown:
             raise TypeError(f"unknown options {sorted(unknown)}; there are {', '.join(PredictOptions.__annotations__)}")
         chosen = _Options(threshold, **options)
-        return self._batches(images, chosen, batch_size, prefetch, on_error)
+        return self._batches(as_list(images), chosen, batch_size, prefetch, on_error)
 
     def _batches(
         self, images: Iterable[Any], options: _Options, batch_size: int, prefetch: int, on_error: str
@@ -176,7 +180,8 @@ class Detector:
         while batch := list(islice(loaded, batch_size)):
             good = [p for p in batch if isinstance(p, _Loaded)]
             prepared = [p.batch for p in good if p.batch is not None]
-            found = iter(self.detect([p.picture for p in good], options, prepared) if good else [])
+            timed = options if options.clock else replace(options, clock=StageClock.sum(p.clock for p in good))
+            found = iter(self.detect([p.picture for p in good], timed, prepared) if good else [])
             yield [next(found) if isinstance(p, _Loaded) else self._failed(p) for p in batch]
 
     def _failed(self, problem: _Problem) -> Detections:
@@ -221,7 +226,10 @@ class Detector:
         views = cut(pixels, tile, options.overlap)  # type: ignore[arg-type]
         parts = [self._forward(self._prepare([view], [where], options, clock), options, clock)[0] for view, where in views]
         with clock.stage("select"):
-            return merge(parts, [where for _, where in views])
+            found = merge(parts, [where for _, where in views])
+            if options.nms is not None:  # merging alone keeps boxes of two tiles that overlap up to its own limit
+                found = found[suppress(found.boxes_xyxy_px, found.head_rows, options.nms)]
+            return found[: options.max_detections]
 
     def save(self, path: str | Path, *, deploy: bool = False) -> Path:
         """Write weights, classes, preprocessing and licence as one .safetensors; `deploy` drops the training groups."""
@@ -266,6 +274,7 @@ class _Problem:
 class _Loaded:
     picture: Picture
     batch: Batch | None  # of this picture alone, where it was prepared ahead
+    clock: StageClock  # the caller's, or what that took
 
 
 def _joined(batches: Sequence[Batch], clock: StageClock) -> Batch:
@@ -274,9 +283,10 @@ def _joined(batches: Sequence[Batch], clock: StageClock) -> Batch:
         return Batch(pixels, tuple(g for b in batches for g in b.geometries), batches[0].filter)
 
 
-def _as_list(images: Any) -> Iterable[Any]:
-    """One picture as a list of one; iterables as they are; arrays of four dimensions picture by picture."""
-    if isinstance(images, str | bytes | Path | Picture) or (hasattr(images, "shape") and len(images.shape) < 4):
+def as_list(images: Any) -> Iterable[Any]:
+    """One picture, or an open file, as a list of one; iterables as they are; arrays of four dimensions picture by picture."""
+    alone = isinstance(images, str | bytes | bytearray | os.PathLike | Picture) or hasattr(images, "read")
+    if alone or (hasattr(images, "shape") and len(images.shape) < 4):
         return [images]
     if not isinstance(images, Iterable) or hasattr(images, "getexif"):
         return [images]
@@ -287,13 +297,14 @@ def _load_ahead(
     images: Iterable[Any], options: _Options, prefetch: int, on_error: str, prepare: Callable[..., Batch] | None
 ) -> Iterator[_Loaded | _Problem]:
     def load(source: Any) -> _Loaded | _Problem:
+        clock = options.clock or StageClock()
         try:
-            picture = load_picture(source, options.limits, options.clock)
+            picture = load_picture(source, options.limits, clock)
         except ImageError as problem:
             if on_error == "raise":
                 raise
             return _Problem(str(source) if isinstance(source, str | Path) else None, str(problem))
-        return _Loaded(picture, prepare and prepare([picture.pixels], None, options, options.clock or StageClock()))
+        return _Loaded(picture, prepare and prepare([picture.pixels], None, options, clock), clock)
 
     if prefetch == 0:
         yield from map(load, images)

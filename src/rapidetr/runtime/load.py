@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from rapidetr.checkpoints.licenses import notice, require_license
 from rapidetr.checkpoints.weights import bundled_file, entry_for
-from rapidetr.core.config import VARIANTS, variant
-from rapidetr.core.errors import CheckpointMissing, ConfigError, NotSupportedYet
+from rapidetr.core.config import VARIANTS, ModelConfig, variant
+from rapidetr.core.errors import CheckpointMissing, ConfigError
 from rapidetr.core.labels import LabelSpace
 from rapidetr.core.preprocessing import Preprocessing
 from rapidetr.runtime.aside import aside
@@ -75,6 +75,8 @@ def load(
 
         require_lock(strict_lock, source, device)
     size = (size_hw, size_hw) if isinstance(size_hw, int) else size_hw
+    if size is not None and not (isinstance(size, tuple | list) and len(size) == 2 and all(hasattr(side, "__index__") for side in size)):
+        raise ConfigError(f"size_hw is {size_hw!r}; expected (height, width) in pixels, or one whole number for a square")
     if exported:
         from rapidetr.runtime.onnx_engine import open_onnx
 
@@ -90,7 +92,7 @@ def load(
         )
         require_license(str(source), facts.license, accept_license)
         return Detector(stored, facts)
-    checkpoint = aside(lambda: _random(str(source), seed)) if weights == "random" else _pretrained(source, model, accept_license)
+    checkpoint = aside(lambda: _random(str(source), model, seed)) if weights == "random" else _pretrained(source, model, accept_license)
     return Detector(_torch_engine(checkpoint, device, threads, dtype, size, decoder_layers, queries), checkpoint)
 
 
@@ -143,11 +145,19 @@ def pick_device(device: str) -> str:
     return device
 
 
-def _random(name: str, seed: int | None) -> Checkpoint:
+def _named(source: str | Path, model: str | None) -> ModelConfig:
+    """The variant called `source`; ConfigError where `model` names another one."""
+    config = variant(str(source))
+    if model is not None and variant(model) != config:
+        raise ConfigError(f"{source} is the name of a model, and model={model!r} of another one; leave model= out")
+    return config
+
+
+def _random(name: str, model: str | None, seed: int | None) -> Checkpoint:
     from rapidetr.checkpoints.file import Checkpoint
     from rapidetr.model.build import build
 
-    network = build(variant(name), seed=seed)
+    network = build(_named(name, model), seed=seed)
     labels = LabelSpace.unnamed(network.config.class_rows)
     provenance = {"source": "random weights", "seed": seed}
     return Checkpoint(network.state_dict(), network.config, labels, Preprocessing.official(), "", provenance)
@@ -168,16 +178,17 @@ def _pretrained(source: str | Path, model: str | None, accept_license: str | Non
             theirs = path / "model.safetensors"  # a folder of transformers
             path = theirs if theirs.exists() and (path / "config.json").exists() else path / "best.safetensors"
             if not path.exists():
-                raise NotSupportedYet(
+                raise CheckpointMissing(
                     f"{source}: is a folder without {path.name}; name a checkpoint file, or a run folder after its first epoch"
                 )
         checkpoint = _open(path, model)
         require_license(str(path), checkpoint.license, accept_license)
         return checkpoint
     try:
-        config = variant(str(source))
+        variant(str(source))
     except ConfigError:
         raise CheckpointMissing(f"{source}: neither a file nor a model name; models: {', '.join(VARIANTS)}") from None
+    config = _named(source, model)
     entry = entry_for(config.name)
     require_license(config.name, entry.license, accept_license)
     if entry.bundled:
