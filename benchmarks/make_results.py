@@ -173,6 +173,17 @@ def optimized(r: dict[str, Any]) -> str:
     return "\n".join(rows)
 
 
+def gate(r: dict[str, Any]) -> str:
+    rows = [
+        f"| {name} | {c['expected']} | {', '.join(c['refused']) or 'nothing'} | {'yes' if c['ok'] else '**no**'} |"
+        for name, c in r["checks"].items()
+    ]
+    about = (
+        f"An engine that sleeps {r['baseline_ms']:g} ms against candidates that sleep {r['step_ms']:g} ms more or less, or answer wrongly."
+    )
+    return "\n".join([about, "", "| candidate | expected | the gate refuses | as it should |", "|---|---|---|---|", *rows])
+
+
 def int8(r: dict[str, Any]) -> str:
     rows = [
         f"{r['data']}: {r['calibration_pictures']} pictures to calibrate with, {r['scored_pictures']} of {r['split']} scored; OpenVINO, "
@@ -263,6 +274,7 @@ TITLES = {
     "serve_malformed": "Malformed requests",
     "batch_vs_loop": "Large batches on Ray against a plain loop",
     "roboflow_client": "Packages in Roboflow's client",
+    "gate_self_check": "The gate checks itself",
     "int8_scope": "What bears int8",
     "predict_vs_official": "predict against the official package",
     "startup": "Start-up",
@@ -278,7 +290,7 @@ TITLES = {
 WRITERS = {
     "predict_vs_official": predict, "startup": startup, "evaluate_vs_pycocotools": evaluation, "parity_vs_official": parity,
     "train_vs_official": training, "loader_throughput": loader, "bench_vs_official": harness,
-    "roboflow_client": roboflow, "int8_scope": int8, "serve_load": serving, "serve_malformed": malformed, "batch_vs_loop": batches,
+    "roboflow_client": roboflow, "int8_scope": int8, "gate_self_check": gate, "serve_load": serving, "serve_malformed": malformed, "batch_vs_loop": batches,
     "bench_self_check": self_check, "choose_grid": chosen, "optimized_vs_official": optimized,
 }  # fmt: skip
 

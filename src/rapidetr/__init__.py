@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "compat":  # a room, not a name; heavy, so on demand
+        return import_module("rapidetr.compat")
     if name not in _HOMES:
         raise AttributeError(f"module 'rapidetr' has no attribute {name!r}; it has {', '.join(__all__)}")
     value = getattr(import_module(_HOMES[name]), name)

@@ -112,7 +112,7 @@ def test_each_format_takes_its_own_options(run, model, monkeypatch, tmp_path):
         ("roboflow", ("exported", "tiny_det-roboflow"), {**told, "backend": "torch", "max_batch": 4, "force": False}),
         ("triton", ("exported", "tiny_det-triton"), {**told, "outputs": "final", "name": "tiny_det", "force": False}),
         ("tensorrt", ("exported", "tiny_det-tensorrt"), {"opset": 18, "force": True}),
-        ("openvino", ("there", "tiny_det-openvino"), {"precision": "bfloat16", "force": True}),
+        ("openvino", ("there", "tiny_det-openvino"), {"precision": "bfloat16", "checkpoint": str(model), "force": True}),
         ("hf", ("exported", "tiny_det-hf"), {"force": False}),
     ]
     record = json.loads(out)

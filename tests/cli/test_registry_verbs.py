@@ -84,6 +84,13 @@ def test_wrong_use_ends_with_2(run, folder, ids, words, message):
     assert err.startswith(f"rapidetr: error: {message}")
 
 
+def test_a_pointer_that_was_lost_is_no_empty_registry(run, folder, ids):
+    (folder / "current").unlink()
+    status, out, err = run("history", "registry")
+    assert (status, out) == (2, "")
+    assert err.startswith("rapidetr: error: registry/current: is gone, but history.jsonl has entries; restore it: artifact, line break, ")
+
+
 @pytest.mark.slow
 def test_the_drill_of_the_documentation(run, root: Path, tmp_path: Path):
     page = (root / "docs" / "deploy.md").read_text(encoding="utf-8")

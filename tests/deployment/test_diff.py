@@ -198,11 +198,19 @@ def test_what_one_model_has_alone_is_said() -> None:
     assert stage(cut, "projector.levels.0").max_abs == 0
 
 
-def test_an_engine_that_shows_its_answers_alone() -> None:
+@pytest.mark.parametrize(
+    ("name", "better"),
+    [
+        ("onnxruntime", "an ONNX file exported with taps"),
+        ("openvino", "an OpenVINO artifact in float32 or bfloat16, exported with taps,"),
+        ("torch-compile", "torch-folded"),
+    ],
+)
+def test_an_engine_that_shows_its_answers_alone(name: str, better: str) -> None:
     plain = shown()
-    plain.engine.taps = []  # type: ignore[attr-defined]
+    plain.engine.taps, plain.engine.name = [], name  # type: ignore[attr-defined]
     found = diff(detector_of(), plain, PICTURES[:1])
-    assert found.notes == ("the second model (shown) shows pixels and answers alone; an ONNX file exported with taps shows more",)
+    assert found.notes == (f"the second model ({name}) shows pixels and answers alone; {better} shows more",)
     assert [s.name for s in found.stages if s.max_abs is not None] == ["pixels", "logits", "boxes"]
     assert stage(found, "logits").note == "tokens unknown on one side: queries compared by place"
     assert found.first_stage is None

@@ -26,7 +26,7 @@ from rapidetr.deployment.technique import Order, technique
 from rapidetr.evaluation.agreement import agreement
 from rapidetr.runtime.artifact import open_artifact
 from rapidetr.runtime.detector import Detector
-from rapidetr.runtime.lock import weights_file
+from rapidetr.runtime.lock import sha256_of, weights_file
 from rapidetr.runtime.openvino_engine import XML
 from rapidetr.runtime.torch_engine import TorchEngine
 
@@ -217,6 +217,13 @@ def test_calibration_pictures_are_told_apart() -> None:
     one, two = scenes(2)
     assert len({fingerprint(pictures) for pictures in ([one], [two], [one, two], [two, one], [one.reshape(260, 200, 3)])}) == 5
     assert fingerprint([one[:, ::-1]]) == fingerprint([one[:, ::-1].copy()])
+
+
+@pytest.mark.slow
+def test_the_source_is_the_file_that_was_given(tmp_path: Path) -> None:
+    file = detector_of("tiny_det").save(tmp_path / "mine.safetensors", deploy=True)
+    export_openvino(rapidetr.load(file, device="cpu"), tmp_path / "made", checkpoint=file)
+    assert open_artifact(tmp_path / "made").manifest.source == {"name": "mine.safetensors", "sha256": sha256_of(file)}
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -100,6 +101,8 @@ class Maker:
     def make(self, order: Order, folder: Path) -> Artifact:
         if self.fault == "fails":
             raise RuntimeError("the back end\nfell over")
+        if self.fault == "looks at pictures":
+            assert len(list(order.pictures)) == len(order.pictures)
         made = Manifest.of(order.detector, source=order.source, command="test", parameters={"run_s": self.run_s, "fault": self.fault})
         weights = order.detector.save(folder.with_name("best.safetensors"), deploy=True)
         return write_artifact(folder, {"best.safetensors": weights}, made, describe=lambda device: {"version": 1, "device": device})
@@ -330,6 +333,24 @@ def test_pictures_to_calibrate_with_come_from_the_training_split(
     assert np.array_equal(orders[0].pictures[0], pictures[1])
     assert [len(order.pictures) for order in orders] == [1, 4, 1, 0]  # nobody's pictures are no pictures
     assert (orders[0].threads, orders[0].source) == (1, source)
+    for given, count in ((Image.fromarray(pictures[0]), 1), (pictures[0], 1), (np.stack(pictures), 4), (iter(pictures), 4)):
+        run(source, None, None, images=given)  # whatever `predict` takes
+        assert [picture.shape for picture in orders[-1].pictures[:9]] == [(64, 80, 3)] * count
+
+
+def test_a_picture_that_cannot_be_read_costs_only_those_who_read_it(
+    source: Path, data: Path, pictures: list[np.ndarray], tmp_path: Path, offer: Callable[..., None]
+) -> None:
+    offer(blind=Maker(0.010), reader=Maker(fault="looks at pictures"))
+    both = shutil.copytree(data, tmp_path / "both")
+    write_coco(both, "train", [(f"t{i}.png", pictures[i], np.zeros((0, 4)), np.zeros(0, int), None) for i in range(2)], LABELS)
+    (broken,) = both.rglob("t1.png")
+    broken.write_bytes(broken.read_bytes()[:100])
+    assert run(source, both, tmp_path / "registry").verdict.accepted
+    trials = trials_in(tmp_path / "registry")
+    assert {name: trial.outcome for name, trial in trials.items()} == {"blind": "adopted", "reader": "failed"}
+    assert trials["reader"].reason.startswith("ImageError: ")
+    assert "t1.png" in trials["reader"].reason
 
 
 def test_wrong_use_is_told_before_anything_is_done(source: Path, data: Path, pictures: list[np.ndarray], tmp_path: Path) -> None:

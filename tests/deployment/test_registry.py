@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import rapidetr
 from rapidetr.core.config import variant
 from rapidetr.core.errors import CheckpointError, CheckpointMissing, ConfigError, HashMismatch
 from rapidetr.core.labels import LabelSpace
@@ -189,6 +190,38 @@ def test_a_history_that_was_cut_is_told(registry: Registry, ids: list[str]) -> N
     (registry.path / "current").write_text(f"{ids[0]}\n")
     with pytest.raises(CheckpointError, match=r"current: cannot be read .* restore it: artifact, line break, last line of history\.jsonl"):
         registry.history()
+
+
+def test_a_pointer_that_was_lost_costs_no_history(registry: Registry, ids: list[str], tmp_path: Path) -> None:
+    history, fresh = registry.path / "history.jsonl", make(tmp_path / "fresh", "float16")
+    before = history.read_bytes()
+    (registry.path / "current").unlink()
+    told = r"current: is gone, but history\.jsonl has entries; restore it: artifact, line break, last line of history\.jsonl"
+    changes = (registry.history, lambda: registry.add(fresh), lambda: registry.promote(ids[1]), registry.rollback)
+    for change in changes:
+        with pytest.raises(CheckpointError, match=told):
+            change()
+    with pytest.raises(CheckpointMissing, match="current: no such file; restore it: artifact, line break"):
+        rapidetr.load(registry.path / "current")
+    assert history.read_bytes() == before
+    (registry.path / "current").write_text(f"{ids[0]}\n{before.decode().splitlines()[-1]}\n")  # as told
+    assert registry.promote(ids[1]).number == 4
+
+
+def test_a_manifest_that_was_changed_is_told_by_its_id(registry: Registry, ids: list[str]) -> None:
+    def change(id: str) -> None:
+        path = registry.path / "artifacts" / id / "manifest.json"
+        path.write_text(path.read_text().replace('"queries": 300', '"queries": 7'))
+
+    a, b, c = ids
+    registry.promote(b)
+    for id in (a, b, c):
+        change(id)
+    told = r"changed: manifest\.json; its name in the registry tells another one"
+    for use in (lambda: registry.promote(c), registry.rollback, lambda: rapidetr.load(registry.path / "current")):
+        with pytest.raises(HashMismatch, match=told):
+            use()
+    assert registry.current == b
 
 
 def test_another_writer_is_waited_for(registry: Registry, ids: list[str]) -> None:

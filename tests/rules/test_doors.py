@@ -90,6 +90,10 @@ def test_import_is_light() -> None:
     assert fresh("import sys, rapidetr; print(sorted({'torch', 'numpy', 'PIL'} & set(sys.modules)))") == "[]"
 
 
+def test_the_room_of_official_names_needs_no_import_of_its_own() -> None:
+    assert fresh("import rapidetr; print(rapidetr.compat.RFDETRNano.size)") == "rfdetr-nano"
+
+
 def test_import_changes_no_global_state() -> None:
     code = (
         "import torch, numpy, PIL.Image;"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +69,7 @@ def test_a_torch_artifact_predicts_what_its_checkpoint_does(tiny: Path, tmp_path
     assert np.array_equal(found.scores, direct.scores)
     assert np.array_equal(found.boxes_xyxy_px, direct.boxes_xyxy_px)
     assert rapidetr.load(tmp_path / "a", size_hw=(48, 96), dtype="float32", model=detector.config.name).size_hw == (48, 96)
+    assert rapidetr.load(tmp_path / "a", size_hw=[48, 96], model="rfdetr-nano").size_hw == (48, 96)
 
 
 def test_whatever_differs_is_named(tiny: Path, tmp_path: Path) -> None:
@@ -161,6 +164,44 @@ def test_drift_is_told_and_refused_when_strict(tiny: Path, tmp_path: Path) -> No
         load_artifact(folder, describe=machine, strict_lock=tmp_path / "other.json")
 
 
+def runners(**changed: str | None) -> Callable[[str], dict[str, object]]:
+    """A machine with all engines, some of them of another version."""
+
+    def describe(device: str) -> dict[str, object]:
+        packages = {"torch": "2.13", "onnxruntime": "1.2", "openvino": "2026", "tensorrt": "10"} | changed
+        return {"version": 1, "device": device, "packages": packages, "torch": packages["torch"] and {"threads": packages["torch"]}}
+
+    return describe
+
+
+@pytest.mark.parametrize(
+    ("engine", "own"),
+    [
+        ("onnxruntime", {"packages.onnxruntime": "1.2 → 9"}),
+        ("openvino", {"packages.openvino": "2026 → 9"}),
+        ("torch", {"packages.torch": "2.13 → 9", "torch.threads": "2.13 → 9"}),
+        ("torch-compile", {"packages.torch": "2.13 → 9", "torch.threads": "2.13 → 9"}),
+    ],
+)
+def test_only_what_its_engine_runs_on_can_drift(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, engine: str, own: dict[str, str]
+) -> None:
+    monkeypatch.setitem(LOADERS, engine, LOADERS["torch"])  # any network will do
+    manifest = replace(Manifest.of(rapidetr.load(tiny, device="cpu"), source=tiny, parameters={}), engine=engine)
+    folder = write_artifact(tmp_path / "a", {"best.safetensors": tiny}, manifest, describe=runners()).path
+    name = engine.partition("-")[0]
+    others = {other: None for other in ("torch", "onnxruntime", "openvino", "tensorrt") if other != name}
+    assert load_artifact(folder, strict_lock=True, describe=runners(**others)).notes == ()
+    with pytest.raises(ConfigError) as caught:
+        load_artifact(folder, strict_lock=True, describe=runners(**{**others, name: "9"}))
+    assert f"since it was made: {', '.join(f'{item} ({change})' for item, change in own.items())}; restore" in str(caught.value)
+
+
+def test_the_command_can_be_typed_again(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["rapidetr", "optimize", "my model", "--why", "it's $fast"])
+    assert shlex.split(Manifest.of(rapidetr.load(tiny, device="cpu"), source=tiny, parameters={}).command) == sys.argv
+
+
 def test_the_licence_must_be_accepted(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAPIDETR_ACCEPT_LICENSE", raising=False)
     artifact = make(tiny, tmp_path / "a")
@@ -190,7 +231,9 @@ def test_the_pointer_of_a_registry_leads_to_an_artifact(tiny: Path, tmp_path: Pa
     assert find_artifact(registry / "current") == find_artifact(registry) == registry / "artifacts" / "one"
     assert rapidetr.load(str(registry / "current")).predict(PICTURE) is not None
     (registry / "current").write_text("../../one\n")
-    with pytest.raises(CheckpointError, match=r"current: names '\.\./\.\./one'; expected an artifact of artifacts/"):
+    with pytest.raises(
+        CheckpointError, match=r"current: names '\.\./\.\./one'; expected an artifact of artifacts/; restore it: artifact, line"
+    ):
         rapidetr.load(registry / "current")
     assert find_artifact("nano") is None
 

@@ -322,6 +322,18 @@ def test_a_name_means_the_file_that_load_would_read(tmp_path: Path, monkeypatch:
         require_lock(lock, "nano", "cuda:0", lambda device: same("cpu"))
 
 
+def test_a_registry_means_the_weights_of_the_artifact_in_use(tmp_path: Path) -> None:
+    for name, file in (("one", "best.safetensors"), ("two", "model.onnx")):
+        folder = tmp_path / "artifacts" / name
+        folder.mkdir(parents=True)
+        for path in (folder / "manifest.json", folder / file):
+            path.write_text("x")
+    (tmp_path / "current").write_text("one\n{}\n")
+    assert weights_file(tmp_path / "current") == weights_file(tmp_path) == tmp_path / "artifacts" / "one" / "best.safetensors"
+    (tmp_path / "current").write_text("two\n{}\n")
+    assert weights_file(tmp_path / "current") == tmp_path / "artifacts" / "two"  # other engines have no one file
+
+
 def test_require_lock_names_what_drifted_and_lets_harmless_drifts_pass(places: tuple[Path, Path, Path]) -> None:
     run, data, lock = places
     write_lock(lock, artifact=run, dataset=data, device="cuda:0", describe=same)

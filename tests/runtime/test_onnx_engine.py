@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from rapidetr.core.outputs import Geometry, RawOutput
 from rapidetr.core.preprocessing import Preprocessing
 from rapidetr.pixels.prepare import prepare
 from rapidetr.pixels.select import select
+from rapidetr.runtime.artifact import Artifact, Manifest, write_artifact
 from rapidetr.runtime.graph_engine import prepare_bytes
-from rapidetr.runtime.onnx_engine import OnnxEngine, open_onnx
+from rapidetr.runtime.onnx_engine import OnnxEngine, open_artifact_onnx, open_onnx
 
 RNG = np.random.default_rng(3)
 
@@ -173,6 +175,23 @@ def test_what_is_fixed_in_the_file_cannot_be_changed(tmp_path: Path, name: str, 
         ConfigError, match=f"{name} is .*, but the file was exported with size_hw \\(64, 64\\), decoder_layers 1, queries 20"
     ):
         rapidetr.load(path, **{name: value})
+
+
+def test_an_artifact_whose_manifest_tells_another_file_is_refused(tmp_path: Path) -> None:
+    for name, file in (("official", toy(tmp_path / "official.onnx", batch=1)), ("ours", ours(tmp_path / "ours.onnx"))):
+        manifest = Manifest.of(rapidetr.load(file), source=file, command="made by a test", parameters={})
+        made = write_artifact(tmp_path / name, {"model.onnx": file}, manifest)
+        engine, facts = open_artifact_onnx(made, "cpu", 1)
+        assert (engine.size_hw, facts.labels.to_dict()) == (manifest.size_hw, manifest.labels)
+    labels = {**manifest.labels, "names": ["TAMPERED", *manifest.labels["names"][1:]]}
+    for change in ({"size_hw": (96, 96)}, {"queries": 7}, {"decoder_layers": 2}, {"labels": labels}, {"queries": 7, "labels": labels}):
+        told = f"ours: model.onnx has other {', '.join(change)} than its manifest says; make it again"
+        with pytest.raises(CheckpointError, match=told):
+            open_artifact_onnx(Artifact(made.path, replace(made.manifest, **change)), "cpu", 1)
+    for count in (0, 2):
+        files = {f"{i}.onnx": {"sha256": "", "bytes": 0} for i in range(count)}
+        with pytest.raises(CheckpointError, match=f"has {count} .onnx files; expected one, make the artifact again"):
+            open_artifact_onnx(Artifact(made.path, replace(made.manifest, files=files)), "cpu", 1)
 
 
 def test_stages_are_timed_and_wrong_batches_named(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from rapidetr.cli.options import at_least, size_hw
 from rapidetr.core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from rapidetr.deployment.technique import Decoded
     from rapidetr.runtime.detector import Detector
 
 EXAMPLES = """\
@@ -113,14 +114,14 @@ def target_of(args: Namespace) -> Path:
     return Path(args.out or "exported") / (f"{name}.onnx" if args.format == "onnx" else f"{name}-{args.format}")
 
 
-def calibration(folder: str) -> list[Any]:
-    """Decoded pictures of a folder, spread evenly over it."""
-    from rapidetr.pixels.decode import load_picture
+def calibration(folder: str) -> Decoded:
+    """Pictures of a folder, spread evenly over it."""
+    from rapidetr.deployment.technique import Decoded
     from rapidetr.pixels.read import find_images
 
     names = find_images([folder])
     step = max(len(names) / CALIBRATION_PICTURES, 1)
-    return [load_picture(names[int(i * step)]).pixels for i in range(min(len(names), CALIBRATION_PICTURES))]
+    return Decoded([names[int(i * step)] for i in range(min(len(names), CALIBRATION_PICTURES))])
 
 
 def write(format: str, detector: Detector, target: Path, options: dict[str, Any], args: Namespace) -> Any:
@@ -128,6 +129,8 @@ def write(format: str, detector: Detector, target: Path, options: dict[str, Any]
     function: Callable[..., Any] = getattr(import_module(module), name)
     if format == "triton":
         options = {**options, "name": target.name.removesuffix(f"-{format}")}
+    if format == "openvino":
+        options = {**options, "checkpoint": args.model}
     if format != "onnx":  # which is a file, and replaced in any case
         options = {**options, "force": args.force}
     return function(detector, target, **options)

@@ -19,7 +19,8 @@ def run(args: Namespace, console: Console) -> int:
     from rapidetr.deployment.registry import Registry
 
     registry = Registry(args.registry)
-    current, baseline, entries = registry.current, registry.baseline, registry.history()
+    entries = registry.history()  # first: it tells a pointer that was lost from a registry that is empty
+    current, baseline = registry.current, registry.baseline
     rows = [(str(e.number), e.when, e.who, e.action, e.before or "-", e.after or "-", " ".join(e.why.split())) for e in entries]
     console.table(("number", "when", "who", "action", "from", "to", "why"), rows)
     console.say(f"current: {current}\nbaseline: {baseline}")

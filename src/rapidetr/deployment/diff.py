@@ -35,6 +35,8 @@ KINDS = {
     "boxes": "boxes",
     "masks": "masks",
 }
+# engine -> what of it shows more than pixels and answers
+_TAPPED = {"onnxruntime": "an ONNX file exported with taps", "openvino": "an OpenVINO artifact in float32 or bfloat16, exported with taps,"}
 _NOT_FINITE = "gave values that are not finite: nothing is detected"
 _AFTER_TOKENS = (STARTS, LAYERS, "logits", "boxes", "masks")
 Values = dict[str, np.ndarray]  # stage -> what one picture gave there
@@ -134,9 +136,8 @@ def _notes(first: Detector, second: Detector, views: Sequence[View]) -> list[str
     said += [f"the {which} model {_NOT_FINITE}" for which in ("first", "second") if any(getattr(view, which).error for view in views)]
     for which, detector in (("first", first), ("second", second)):
         if _network(detector) is None and not getattr(detector.engine, "taps", ()):
-            said.append(
-                f"the {which} model ({detector.engine.name}) shows pixels and answers alone; an ONNX file exported with taps shows more"
-            )
+            name = detector.engine.name
+            said.append(f"the {which} model ({name}) shows pixels and answers alone; {_TAPPED.get(name, 'torch-folded')} shows more")
     return said
 
 

@@ -93,21 +93,24 @@ def export_openvino(
     pictures: Sequence[np.ndarray] = (),
     taps: bool = False,
     force: bool = False,
+    checkpoint: str | Path | None = None,
 ) -> Converted:
     """Write `folder`, an artifact with model.xml and model.bin for any batch size, and say how far it is from the source; atomic.
 
     `source`: a torch Detector, or what `rapidetr.load` takes. Size, layers and queries are the detector's unless told.
     `pictures`: RGB uint8 [H, W, 3], which int8 is calibrated with and all are compared on. `taps` adds what deployment/taps.py names
-    after the outputs, for `rapidetr diff`; the network is slower then. BackendMissing without openvino, for int8 nncf, too;
-    ConfigError for arguments out of range, a folder that exists unless `force` replaces it, int8 without pictures and with taps.
+    after the outputs, for `rapidetr diff`; the network is slower then. `checkpoint` says what a Detector was loaded from, for the
+    manifest. BackendMissing without openvino, for int8 nncf, too; ConfigError for arguments out of range, a folder that exists unless
+    `force` replaces it, int8 without pictures and with taps.
     """
-    known = {"float32", "bfloat16", "int8"}
-    if precision not in known or (precision == "int8" and taps):
-        raise ConfigError(f"precision is {precision!r}, taps {taps}; expected one of {', '.join(sorted(known))}, int8 without taps")
+    precisions = {"float32", "bfloat16", "int8"}
+    if precision not in precisions or (precision == "int8" and taps):
+        raise ConfigError(f"precision is {precision!r}, taps {taps}; expected one of {', '.join(sorted(precisions))}, int8 without taps")
     with put_in_place(Path(folder), force=force) as part, TemporaryDirectory() as aside:
         detector = _recut(source, size_hw, decoder_layers, queries)
+        known = checkpoint if isinstance(source, Detector) else source
         # a detector knows no file, so that its weights are hashed as they would be saved
-        file = detector.save(Path(aside) / f"{detector.config.name}.safetensors") if isinstance(source, Detector) else weights_file(source)
+        file = detector.save(Path(aside) / f"{detector.config.name}.safetensors") if known is None else weights_file(known)
         order = Order(detector, file, pictures=pictures)
         if taps:
             made = Conversion(order, part, f"openvino-{precision}", precision, taps=True).write()

@@ -26,12 +26,11 @@ from rapidetr.data.records import Dataset
 from rapidetr.demo import render_scene, scene_seed
 from rapidetr.deployment.gate import PLAN, Look, Start, look, weigh
 from rapidetr.deployment.registry import Registry
-from rapidetr.deployment.technique import TECHNIQUES, Order, technique
+from rapidetr.deployment.technique import TECHNIQUES, Decoded, Order, technique
 from rapidetr.deployment.trials import Optimization, Trial
 from rapidetr.deployment.verdict import Limits, Verdict
-from rapidetr.pixels.decode import load_picture
 from rapidetr.runtime.artifact import VERDICT, Artifact, Manifest, write_artifact
-from rapidetr.runtime.detector import Detector
+from rapidetr.runtime.detector import Detector, as_list
 from rapidetr.runtime.environment import describe_environment
 from rapidetr.runtime.load import load
 from rapidetr.runtime.lock import weights_file
@@ -313,13 +312,13 @@ def _pictures(data: Dataset | str | Path | None, split: str, images: Iterable[An
     if images is None:
         assert data is not None
         return data if isinstance(data, Dataset) else read_dataset(data, split)
-    found = [images] if isinstance(images, str | Path) else list(images)
+    found = list(as_list(images))
     if not found:
         raise ConfigError("images= is empty; expected at least one picture to judge with")
     return found
 
 
-def _calibration(data: Dataset | str | Path | None, judged: Dataset | Sequence[Any]) -> tuple[np.ndarray, ...]:
+def _calibration(data: Dataset | str | Path | None, judged: Dataset | Sequence[Any]) -> Decoded:
     """The user's pictures: of the training split where there is one, so that a candidate is not judged on what it was fitted to."""
     source = judged
     if isinstance(data, str | Path):
@@ -328,4 +327,4 @@ def _calibration(data: Dataset | str | Path | None, judged: Dataset | Sequence[A
         except DatasetError:
             source = judged
     paths = [record.path for record in source.images] if isinstance(source, Dataset) else source
-    return tuple(load_picture(picture).pixels for picture in spread_out(list(paths), CALIBRATION))
+    return Decoded(spread_out(list(paths), CALIBRATION))

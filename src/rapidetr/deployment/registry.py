@@ -29,9 +29,9 @@ from rapidetr.core.reports import Strict
 from rapidetr.runtime.artifact import VERDICT, Artifact, open_artifact, sync, write_artifact
 from rapidetr.runtime.host import attempt
 from rapidetr.runtime.lock import sha256_of
-from rapidetr.runtime.places import MANIFEST, POINTER, SHELF, read_pointer
+from rapidetr.runtime.places import HISTORY, MANIFEST, POINTER, RESTORE, SHELF, read_pointer
 
-HISTORY, GUARD = "history.jsonl", ".lock"
+GUARD = ".lock"
 ACTIONS = ("baseline", "add", "promote", "rollback", "remove")
 
 
@@ -91,6 +91,8 @@ class Registry:
         """All that ever happened, oldest first."""
         newest = self._newest()
         if newest is None:
+            if self._written():  # the pointer is always written first
+                raise CheckpointError(f"{self.path / POINTER}: is gone, but {HISTORY} has entries; {RESTORE}")
             return []
         entries = [entry for entry in self._written() if entry.number < newest.number]
         if [entry.number for entry in entries] != list(range(1, newest.number)):
@@ -202,7 +204,7 @@ class Registry:
         except FileNotFoundError:
             return None
         except (ValueError, OSError) as problem:
-            raise CheckpointError(f"{path}: cannot be read ({problem}); restore it: artifact, line break, last line of {HISTORY}") from None
+            raise CheckpointError(f"{path}: cannot be read ({problem}); {RESTORE}") from None
 
     def _written(self) -> list[Entry]:
         path = self.path / HISTORY

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, overload
 
 import numpy as np
 
 from rapidetr.core.errors import ConfigError
+from rapidetr.pixels.decode import load_picture
 from rapidetr.runtime.artifact import Artifact
 from rapidetr.runtime.detector import Detector
 from rapidetr.runtime.host import describe_processor
@@ -30,6 +31,23 @@ TECHNIQUES = {
     "openvino-bfloat16": "rapidetr.deployment.openvino:BFLOAT16",
     "openvino-int8": "rapidetr.deployment.openvino_int8:INT8",
 }
+
+
+@dataclass(frozen=True, eq=False)
+class Decoded(Sequence[np.ndarray]):
+    """Pictures as RGB uint8 [H, W, 3], each decoded when it is asked for: many may be large, and one may be damaged (ImageError)."""
+
+    sources: Sequence[Any]  # as for `predict`
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> Decoded: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | Decoded:
+        return Decoded(self.sources[index]) if isinstance(index, slice) else load_picture(self.sources[index]).pixels
 
 
 @dataclass(frozen=True, eq=False)

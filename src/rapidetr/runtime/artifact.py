@@ -8,8 +8,11 @@ report.json, verdict.json           what was measured of it, and what the gate s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Mapping
@@ -20,7 +23,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from rapidetr.core.config import ModelConfig
+from rapidetr.core.config import ModelConfig, variant
 from rapidetr.core.errors import CheckpointError, CheckpointMissing, ConfigError, HashMismatch
 from rapidetr.core.labels import LabelSpace
 from rapidetr.core.preprocessing import Preprocessing
@@ -29,7 +32,7 @@ from rapidetr.runtime.environment import PACKAGES, describe_environment
 from rapidetr.runtime.host import Sources, attempt
 from rapidetr.runtime.lock import NAME as LOCK
 from rapidetr.runtime.lock import Describe, sha256_of, verify_lock, write_lock
-from rapidetr.runtime.places import MANIFEST, PLAIN
+from rapidetr.runtime.places import MANIFEST, PLAIN, POINTER, SHELF
 
 if TYPE_CHECKING:
     from rapidetr.runtime.detector import Detector
@@ -45,6 +48,13 @@ LOADERS = {
     "openvino": "rapidetr.runtime.openvino_engine:open_artifact_openvino",
     "torch-folded": "rapidetr.runtime.folded_engine:open_artifact_folded",
     "torch-compile": "rapidetr.runtime.folded_engine:open_artifact_folded",
+}
+# what runs an engine -> items of a lock that are its own; artifacts of other engines do not use them
+RUNS = {
+    "torch": ("packages.torch", "torch."),
+    "onnxruntime": ("packages.onnxruntime",),  # and its variants
+    "openvino": ("packages.openvino",),
+    "tensorrt": ("packages.tensorrt",),
 }
 
 
@@ -121,7 +131,7 @@ class Manifest(Strict):
             queries=queries or config.queries,
             license=detector.license,
             source={"name": Path(source).name, "sha256": sha256_of(Path(source))},
-            command=" ".join(sys.argv) if command is None else command,
+            command=shlex.join(sys.argv) if command is None else command,
             parameters=dict(parameters),
             created=created or datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -199,11 +209,14 @@ def open_artifact(path: str | Path) -> Artifact:
     """The artifact in a folder, every file verified. CheckpointMissing where there is none, HashMismatch naming what differs."""
     path = Path(path)
     try:
-        manifest = Manifest.from_dict(json.loads((path / MANIFEST).read_text(encoding="utf-8")))
+        text = (path / MANIFEST).read_bytes()
+        manifest = Manifest.from_dict(json.loads(text))
     except FileNotFoundError:
         raise CheckpointMissing(f"{path}: has no {MANIFEST}; expected the folder of an artifact") from None
     except (OSError, ValueError, RecursionError) as problem:
         raise CheckpointError(f"{path / MANIFEST}: not a manifest of an artifact ({problem}); copy or make the artifact again") from None
+    if not _fits_its_name(path, text):
+        raise HashMismatch(f"{path}: changed: {MANIFEST}; its name in the registry tells another one, copy or make the artifact again")
     there = {file.name for file in path.iterdir() if not file.name.startswith(".")} - {MANIFEST}
     listed = set(manifest.files)
     changed = {name for name in there & listed if not _is_sealed(path / name, manifest.files[name])}
@@ -212,6 +225,15 @@ def open_artifact(path: str | Path) -> Artifact:
         told = "; ".join(f"{what}: {', '.join(sorted(names))}" for what, names in wrong.items() if names)
         raise HashMismatch(f"{path}: {told}; expected the files of its {MANIFEST}, copy or make the artifact again")
     return Artifact(path, manifest)
+
+
+def _fits_its_name(path: Path, text: bytes) -> bool:
+    """False where an artifact of a registry has another manifest than the one whose hash its name ends with."""
+    home = path.absolute()
+    digits = re.search(r"-([0-9a-f]{8})$", home.name)
+    if digits is None or home.parent.name != SHELF or not (home.parents[1] / POINTER).is_file():
+        return True
+    return hashlib.sha256(text).hexdigest()[:8] == digits[1]
 
 
 def _is_sealed(path: Path, seal: dict[str, Any]) -> bool:
@@ -230,7 +252,7 @@ def load_artifact(
 ) -> Detector:
     """The Detector of an artifact, on the device it was made for unless told. `asked`: see `check_asked`.
 
-    Drift from the lock is a note, or with `strict_lock` a ConfigError.
+    Drift from the lock is a note, or with `strict_lock` a ConfigError; what only other engines use does not count.
     """
     from rapidetr.checkpoints.licenses import require_license
     from rapidetr.runtime.detector import Detector
@@ -241,7 +263,9 @@ def load_artifact(
     check_asked(artifact, asked or {})
     engine, facts = loader_of(artifact)(artifact, manifest.device if device == "auto" else device, threads)
     lock = artifact.path / LOCK if isinstance(strict_lock, bool) else Path(strict_lock)
-    drifts = [str(d) for d in verify_lock(lock, device=engine.device, dataset=False, describe=describe) if d.serious]
+    found = verify_lock(lock, device=engine.device, dataset=False, describe=describe)
+    others = tuple(item for runner, items in RUNS.items() if runner != manifest.engine.partition("-")[0] for item in items)
+    drifts = [str(drift) for drift in found if drift.serious and not drift.item.startswith(others)]
     told = f"{lock}: drifted since it was made: {', '.join(drifts)}"
     if drifts and strict_lock:
         raise ConfigError(f"{told}; restore these, judge the artifact again here, or load it without strict_lock")
@@ -254,10 +278,17 @@ def check_asked(artifact: Artifact, asked: Mapping[str, Any]) -> None:
     stored = {"model": m.config["name"], "dtype": m.precision, "size_hw": m.size_hw}
     stored |= {"decoder_layers": m.decoder_layers, "queries": m.queries}
     for name, value in asked.items():
-        size = (value, value) if name == "size_hw" and isinstance(value, int) else value
-        plain = tuple(size) if name == "size_hw" and size else str(size).removeprefix("torch.") if name == "dtype" else size
-        if value is not None and plain != stored[name]:
+        if value is not None and value != stored[name] and _as_stored(name, value) != stored[name]:
             raise ConfigError(f"{artifact.path}: {name} is {value}, but stored is {m}; leave it out, or make another artifact")
+
+
+def _as_stored(name: str, value: Any) -> Any:
+    """An argument of `rapidetr.load` in the words of a manifest."""
+    if name == "size_hw":
+        return (value, value) if isinstance(value, int) else tuple(value)
+    if name == "model":
+        return variant(value).name
+    return str(value).removeprefix("torch.") if name == "dtype" else value
 
 
 def loader_of(artifact: Artifact) -> Callable[[Artifact, str, int | None], tuple[Any, Any]]:

@@ -13,7 +13,7 @@ from rapidetr.core.config import variant
 from rapidetr.core.errors import ConfigError
 from rapidetr.runtime.drift import Drift, compare
 from rapidetr.runtime.environment import VERSION, describe_environment
-from rapidetr.runtime.places import WEIGHTS, only_a_name
+from rapidetr.runtime.places import WEIGHTS, find_artifact, only_a_name
 
 NAME = "lock.json"
 
@@ -104,9 +104,13 @@ def require_lock(lock: bool | str | Path, source: str | Path, device: str, descr
 
 
 def weights_file(source: str | Path) -> Path:
-    """The file that `load` reads for a path, a run folder or a model name, fetched if need be; ConfigError for anything else."""
-    path = Path(source)
-    if path.exists() and not only_a_name(source):
+    """The file that `load` reads for a path, a run folder or a model name, fetched if need be; ConfigError for anything else.
+
+    Of an artifact, or of that which a registry names, its best.safetensors, else its folder.
+    """
+    artifact = find_artifact(source)
+    path = artifact or Path(source)
+    if artifact or (path.exists() and not only_a_name(source)):
         return path / WEIGHTS if (path / WEIGHTS).exists() else path
     from rapidetr.checkpoints.download import fetch
     from rapidetr.checkpoints.weights import bundled_file, entry_for

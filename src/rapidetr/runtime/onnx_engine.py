@@ -75,8 +75,20 @@ def open_onnx(
 
 def open_artifact_onnx(artifact: Artifact, device: str, threads: int | None) -> tuple[OnnxEngine, Facts]:
     """What `runtime/artifact.py` asks of an engine."""
-    (path,) = (file for name, file in artifact.files.items() if name.endswith(".onnx"))
-    return open_onnx(path, device=device, threads=threads)
+    found, m = [file for name, file in artifact.files.items() if name.endswith(".onnx")], artifact.manifest
+    if len(found) != 1:
+        raise CheckpointError(f"{artifact.path}: has {len(found)} .onnx files; expected one, make the artifact again")
+    engine, facts = open_onnx(found[0], device=device, threads=threads)
+    pairs = {
+        "size_hw": (engine.size_hw, m.size_hw),
+        "queries": (engine.queries, m.queries),
+        "decoder_layers": (engine.decoder_layers, m.decoder_layers),
+        "labels": (facts.labels, m.facts().labels),
+    }
+    wrong = [name for name, (stored, told) in pairs.items() if stored != told]
+    if wrong:
+        raise CheckpointError(f"{artifact.path}: {found[0].name} has other {', '.join(wrong)} than its manifest says; make it again")
+    return engine, facts
 
 
 def open_session(path: Path, device: str, threads: int | None) -> Any:

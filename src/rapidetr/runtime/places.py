@@ -11,6 +11,8 @@ from rapidetr.core.errors import CheckpointError, CheckpointMissing
 MANIFEST = "manifest.json"  # in the folder of every artifact
 WEIGHTS = "best.safetensors"  # of a run folder: what `load` reads there; logs beside it may change
 POINTER, SHELF = "current", "artifacts"  # of a registry: the file that names the artifact in use, and the folder that holds all
+HISTORY = "history.jsonl"  # of a registry
+RESTORE = f"restore it: artifact, line break, last line of {HISTORY}"  # a pointer that is lost or damaged
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")  # a name that stays inside its folder on every system
 
 
@@ -30,11 +32,12 @@ def read_pointer(registry: str | Path) -> str:
     try:
         name = path.read_text(encoding="utf-8").partition("\n")[0]
     except FileNotFoundError:
-        raise CheckpointMissing(f"{path}: no such file; nothing was added to this registry yet") from None
+        told = RESTORE if path.with_name(HISTORY).exists() else "nothing was added to this registry yet"
+        raise CheckpointMissing(f"{path}: no such file; {told}") from None
     except (OSError, ValueError) as problem:
         raise CheckpointError(f"{path}: cannot be read ({problem})") from None
     if not PLAIN.fullmatch(name):
-        raise CheckpointError(f"{path}: names {name[:80]!r}; expected an artifact of {SHELF}/, roll back or promote one")
+        raise CheckpointError(f"{path}: names {name[:80]!r}; expected an artifact of {SHELF}/; {RESTORE}")
     return name
 
 
