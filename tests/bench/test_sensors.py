@@ -198,7 +198,7 @@ def test_the_counters_of_this_machine_move_with_our_work() -> None:
     own = after.own - before.own
     assert 0.28 < own < 1.0
     assert after.busy - before.busy > own / 2
-    assert after.total - before.total >= after.busy - before.busy
+    assert after.total - before.total >= after.busy - before.busy - 1e-6  # both are sums of hundredths in binary fractions
 
 
 class Recording:
