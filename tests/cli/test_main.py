@@ -56,7 +56,10 @@ def test_shared_options_are_accepted_where_they_change_nothing(run, verb):
         ),
         (("convert", "a.pth"), "rapidetr convert: error: the following arguments are required: OUT"),
         (("predict", "nix.jpg"), "rapidetr: error: nix.jpg is not there; check the path"),
-        (("info", "nix.pth"), "rapidetr: error: nix.pth: no such file; expected a checkpoint file; model names such as 'nano' are for --model"),
+        (
+            ("info", "nix.pth"),
+            "rapidetr: error: nix.pth: no such file; expected a checkpoint file; model names such as 'nano' are for --model",
+        ),
     ],
 )
 def test_wrong_use_is_told_and_ends_with_2(run, words, message):
