@@ -12,8 +12,8 @@ from typing import Any
 
 def make_app(model: str, threads: int | None = None) -> Any:
     """A FastAPI app around one model, which it loads; called in each replica. A registry's pointer is followed."""
-    from rapidetr.runtime.artifact import find_artifact
     from rapidetr.runtime.load import load
+    from rapidetr.runtime.places import find_artifact
     from rapidetr.serving.app import create_app
     from rapidetr.serving.limits import ServeLimits
     from rapidetr.serving.reload import Reloader, is_registry
