@@ -347,6 +347,7 @@ def test_require_lock_names_what_drifted_and_lets_harmless_drifts_pass(places: t
         f"{lock}: 1 item has drifted: torch.threads (4 → 1); see what it means with: rapidetr lock verify {lock}, "
         "restore it, or lock the present state with: rapidetr lock write"
     )
+    require_lock(True, run, "cuda:0", moved("torch.threads", 1), engine="onnxruntime")  # no concern of an exported file
     with pytest.raises(ConfigError, match=r"2 items have drifted: device \(cuda:0 → cpu\), torch\.threads \(4 → 1\); see"):
         require_lock(True, run, "cpu", moved("torch.threads", 1))
     with pytest.raises(ConfigError, match=r"strict_lock=True looks for lock\.json beside the weights, but nano is a name; give it a path"):

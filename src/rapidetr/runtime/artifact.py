@@ -31,7 +31,7 @@ from rapidetr.core.reports import Strict
 from rapidetr.runtime.environment import PACKAGES, describe_environment
 from rapidetr.runtime.host import Sources, attempt
 from rapidetr.runtime.lock import NAME as LOCK
-from rapidetr.runtime.lock import Describe, sha256_of, verify_lock, write_lock
+from rapidetr.runtime.lock import Describe, matters, sha256_of, verify_lock, write_lock
 from rapidetr.runtime.places import MANIFEST, PLAIN, POINTER, SHELF
 
 if TYPE_CHECKING:
@@ -48,13 +48,6 @@ LOADERS = {
     "openvino": "rapidetr.runtime.openvino_engine:open_artifact_openvino",
     "torch-folded": "rapidetr.runtime.folded_engine:open_artifact_folded",
     "torch-compile": "rapidetr.runtime.folded_engine:open_artifact_folded",
-}
-# what runs an engine -> items of a lock that are its own; artifacts of other engines do not use them
-RUNS = {
-    "torch": ("packages.torch", "torch."),
-    "onnxruntime": ("packages.onnxruntime",),  # and its variants
-    "openvino": ("packages.openvino",),
-    "tensorrt": ("packages.tensorrt",),
 }
 
 
@@ -264,8 +257,7 @@ def load_artifact(
     engine, facts = loader_of(artifact)(artifact, manifest.device if device == "auto" else device, threads)
     lock = artifact.path / LOCK if isinstance(strict_lock, bool) else Path(strict_lock)
     found = verify_lock(lock, device=engine.device, dataset=False, describe=describe)
-    others = tuple(item for runner, items in RUNS.items() if runner != manifest.engine.partition("-")[0] for item in items)
-    drifts = [str(drift) for drift in found if drift.serious and not drift.item.startswith(others)]
+    drifts = [str(drift) for drift in found if matters(drift, manifest.engine)]
     told = f"{lock}: drifted since it was made: {', '.join(drifts)}"
     if drifts and strict_lock:
         raise ConfigError(f"{told}; restore these, judge the artifact again here, or load it without strict_lock")

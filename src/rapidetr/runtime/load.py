@@ -73,7 +73,7 @@ def load(
     if strict_lock:
         from rapidetr.runtime.lock import require_lock
 
-        require_lock(strict_lock, source, device)
+        require_lock(strict_lock, source, device, engine="onnxruntime" if exported else "torch")
     size = (size_hw, size_hw) if isinstance(size_hw, int) else size_hw
     if size is not None and not (isinstance(size, tuple | list) and len(size) == 2 and all(hasattr(side, "__index__") for side in size)):
         raise ConfigError(f"size_hw is {size_hw!r}; expected (height, width) in pixels, or one whole number for a square")

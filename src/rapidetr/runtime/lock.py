@@ -17,6 +17,14 @@ from rapidetr.runtime.places import WEIGHTS, find_artifact, only_a_name
 
 NAME = "lock.json"
 
+# what runs an engine -> items of a lock that are its own; other engines do not use them
+RUNS = {
+    "torch": ("packages.torch", "torch."),
+    "onnxruntime": ("packages.onnxruntime",),  # and its variants
+    "openvino": ("packages.openvino",),
+    "tensorrt": ("packages.tensorrt",),
+}
+
 Describe = Callable[[str], dict[str, Any]]
 
 
@@ -85,8 +93,16 @@ def verify_lock(
     return compare(locked, present)
 
 
-def require_lock(lock: bool | str | Path, source: str | Path, device: str, describe: Describe = describe_environment) -> None:
-    """Raise ConfigError unless nothing that matters has drifted from a lock: a path, or with True lock.json beside `source`."""
+def matters(drift: Drift, engine: str) -> bool:
+    """Whether a drift can change the speed or the answers of what runs on `engine`, named as in a manifest."""
+    others = tuple(item for runner, items in RUNS.items() if runner != engine.partition("-")[0] for item in items)
+    return drift.serious and not drift.item.startswith(others)
+
+
+def require_lock(
+    lock: bool | str | Path, source: str | Path, device: str, describe: Describe = describe_environment, *, engine: str = "torch"
+) -> None:
+    """Raise ConfigError if something drifted from a lock (a path, or with True lock.json beside `source`) that `engine` heeds."""
     there = Path(source)
     if lock is True and not there.exists():
         raise ConfigError(
@@ -94,7 +110,7 @@ def require_lock(lock: bool | str | Path, source: str | Path, device: str, descr
         )
     path = Path(lock) if not isinstance(lock, bool) else (there if there.is_dir() else there.parent) / NAME
     drifts = verify_lock(path, device=device, artifact=there if there.exists() else None, dataset=False, describe=describe)
-    serious = [str(drift) for drift in drifts if drift.serious]
+    serious = [str(drift) for drift in drifts if matters(drift, engine)]
     if serious:
         items = "item has" if len(serious) == 1 else "items have"
         raise ConfigError(
