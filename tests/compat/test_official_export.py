@@ -127,7 +127,7 @@ def test_what_cannot_be_honored_is_refused(model: Any, asked: list[dict], tmp_pa
 
 @pytest.mark.slow
 def test_a_real_file_of_two_pictures(tmp_path: Path) -> None:
-    model = model_of(RFDETRSegNano, cases.network("tiny_seg"), queries=17)
+    model = model_of(RFDETRSegNano, cases.shallow("tiny_seg"), queries=17)
     path = model.export(tmp_path, batch_size=2, verbose=False)
     session = onnxruntime.InferenceSession(path)
     assert path.name == "rfdetr-seg-nano.onnx"

@@ -49,7 +49,7 @@ def test_how_to_feed_it_is_told() -> None:
 
 @pytest.mark.slow
 def test_the_onnx_package(tmp_path: Path) -> None:
-    network = cases.network("tiny_seg")
+    network = cases.shallow("tiny_seg")
     rows = network.config.class_rows
     package = export_roboflow(Detector.from_module(network, LabelSpace.contiguous(["ant", "bee"], head_rows=rows)), tmp_path / "p")
     assert set(package.files) == {"class_names.txt", "inference_config.json", "model_config.json", "weights.onnx"}

@@ -44,7 +44,7 @@ def test_the_line_has_every_shape() -> None:
 
 @pytest.mark.slow
 def test_the_folder_holds_graph_and_line(tmp_path: Path) -> None:
-    network = cases.network("tiny_det")
+    network = cases.shallow("tiny_det")
     detector = Detector.from_module(network, LabelSpace.contiguous(["ant"], head_rows=network.config.class_rows))
     package = export_tensorrt(detector, tmp_path / "trt", max_batch=4)
     assert (set(package.files), package.close, package.notes) == ({"model.onnx", "trtexec.txt"}, True, (NOT_RUN,))

@@ -86,7 +86,7 @@ def small() -> Any:
     import cases
 
     def make(case: str) -> Detector:
-        network = cases.network(case)
+        network = cases.shallow(case)
         rows = network.config.class_rows
         return Detector.from_module(network, LabelSpace.contiguous(["ant", "bee", "big\tcat"], head_rows=rows))
 

@@ -64,6 +64,11 @@ def network(case: str) -> RfDetr:
     return network_of(config_of(case), INDEX[case]["enc_salt"])
 
 
+def shallow(case: str) -> RfDetr:
+    """Of two blocks and one decoder layer: for what is written around a graph, where tracing the whole takes half a minute."""
+    return network_of(replace(config_of(case), vit_depth=2, stages=(1, 2), decoder_layers=1))
+
+
 def images(case: str) -> torch.Tensor:
     sizes = INDEX[case]["sizes"]
     return torch.stack([torch.from_numpy(parity_fill.image(i, h, w)) for i, (h, w) in enumerate(sizes)])
