@@ -230,6 +230,8 @@ def test_the_pointer_of_a_registry_leads_to_an_artifact(tiny: Path, tmp_path: Pa
     (registry / "current").write_text("one\n{}\n")
     assert find_artifact(registry / "current") == find_artifact(registry) == registry / "artifacts" / "one"
     assert rapidetr.load(str(registry / "current")).predict(PICTURE) is not None
+    with pytest.raises(ConfigError, match=r"^size_hw is 1\.5; expected \(height, width\) in pixels"):
+        rapidetr.load(registry / "current", size_hw=1.5)  # type: ignore[arg-type]
     (registry / "current").write_text("../../one\n")
     with pytest.raises(
         CheckpointError, match=r"current: names '\.\./\.\./one'; expected an artifact of artifacts/; restore it: artifact, line"

@@ -32,7 +32,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="a dataset: COCO, YOLO or Pascal VOC; its valid split is scored")
     parser.add_argument("--model", default="nano", metavar="NAME|FILE|RUN", help="what to start from (default: nano)")
     parser.add_argument("--format", choices=("coco", "yolo", "voc"), help="where it cannot be told from the files")
-    parser.add_argument("--fresh", action="store_true", help="start anew; what is in --out is kept as OUT.bak-1, -2, ...")
+    parser.add_argument("--fresh", action="store_true", help="start anew; a run in --out is kept as OUT.bak-1, -2, ...")
     parser.add_argument("--save-minutes", type=float, default=10.0, metavar="M", help="a crash loses at most this much (default: 10)")
     parser.add_argument("--workers", type=at_least(0), default=0, metavar="N", help="processes that make batches ahead (default: 0)")
     parser.add_argument("--accept-license", metavar="NAME", help="PML-1.0, for weights under it that you bring")

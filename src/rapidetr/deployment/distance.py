@@ -21,7 +21,7 @@ class Distance(ABC):
     decoder_layers: int
     queries: int
     inputs: str
-    pictures: int  # compared, in batches of BATCHES
+    pictures: int  # compared, in batches of BATCHES; ONNX files see three, one of them in every batch
     same_topk: int  # pictures for which both choose the same tokens in the same order
     topk_gap: float  # largest difference of scores that changed places in the others, in logits
     max_logit_error: float

@@ -60,6 +60,9 @@ def load(
         raise ConfigError(f"weights is {weights!r}; expected 'pretrained' or 'random' (a file goes first: rapidetr.load('my.pth'))")
     if threads is not None and threads < 1:
         raise ConfigError(f"threads is {threads}; expected at least 1")
+    size = (size_hw, size_hw) if isinstance(size_hw, int) else size_hw
+    if size is not None and not (isinstance(size, tuple | list) and len(size) == 2 and all(hasattr(side, "__index__") for side in size)):
+        raise ConfigError(f"size_hw is {size_hw!r}; expected (height, width) in pixels, or one whole number for a square")
     if weights == "pretrained" and (folder := find_artifact(source)):
         from rapidetr.runtime.artifact import load_artifact
 
@@ -74,9 +77,6 @@ def load(
         from rapidetr.runtime.lock import require_lock
 
         require_lock(strict_lock, source, device, engine="onnxruntime" if exported else "torch")
-    size = (size_hw, size_hw) if isinstance(size_hw, int) else size_hw
-    if size is not None and not (isinstance(size, tuple | list) and len(size) == 2 and all(hasattr(side, "__index__") for side in size)):
-        raise ConfigError(f"size_hw is {size_hw!r}; expected (height, width) in pixels, or one whole number for a square")
     if exported:
         from rapidetr.runtime.onnx_engine import open_onnx
 

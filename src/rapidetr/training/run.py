@@ -197,7 +197,7 @@ def _owned(folder: Path) -> Any:
 
 
 def _open_folder(folder: Path, plan: dict[str, Any], fresh: bool, say: Callable[[str], None]) -> None:
-    """An empty folder gets the recipe; one with the same recipe goes on; `fresh` moves what is there aside."""
+    """An empty folder gets the recipe; one with the same recipe goes on; `fresh` moves a run that is there aside."""
     file = folder / "recipe.json"
     if fresh and file.exists():
         aside = next(p for n in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.bak-{n}")).exists())
