@@ -7,7 +7,8 @@ from importlib import metadata
 
 import pytest
 
-from rapidetr.checkpoints.licenses import license_of, notice, require_license, table
+from rapidetr.checkpoints.license_table import license_of, table
+from rapidetr.checkpoints.licenses import notice, require_license
 from rapidetr.checkpoints.weights import WEIGHTS
 from rapidetr.core.errors import LicenseRefused
 

@@ -15,7 +15,8 @@ from PIL import Image
 
 from rapidetr.core.errors import ImageError, ImageMissing
 from rapidetr.pixels.decode import ImageLimits, load_picture
-from rapidetr.pixels.read import find_images, read
+from rapidetr.pixels.find import find_images
+from rapidetr.pixels.read import read
 
 RGB = np.arange(8 * 9 * 3, dtype=np.uint8).reshape(8, 9, 3)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,7 +121,7 @@ def test_wrong_arguments_are_named(tiny_file: Path, tmp_path: Path) -> None:
         rapidetr.load(tiny_file, model="small")
 
 
-def test_a_file_of_another_variant_is_refused(tmp_path: Path) -> None:
+def test_a_file_of_another_variant_is_refused_and_the_right_one_loads_little(tmp_path: Path) -> None:
     network = rapidetr.build("nano", num_classes=2, seed=0)
     checkpoint = Checkpoint(network.state_dict(), network.config, LabelSpace.contiguous("ab"), Preprocessing(), "")
     path = save_official(checkpoint, tmp_path / "mine.pth")
@@ -129,6 +131,14 @@ def test_a_file_of_another_variant_is_refused(tmp_path: Path) -> None:
         rapidetr.load(path, model="medium")
     loaded = rapidetr.load(path, device="cpu")
     assert (loaded.class_names, loaded.config.name, loaded.size_hw) == (["a", "b"], "nano", (384, 384))
+    code = f"""
+import sys, numpy, rapidetr
+rapidetr.load({str(path)!r}, device="cpu", size_hw=(64, 64)).predict([numpy.zeros((64, 64, 3), numpy.uint8)])
+ours = {{name: len(open(m.__file__).readlines()) for name, m in sys.modules.items() if name.startswith("rapidetr")}}
+print(sum(ours.values()), sorted(ours))
+"""
+    lines, _, names = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.partition(" ")
+    assert int(lines) <= 4000, f"one prediction reads {lines} lines of ours; import at the top only what every prediction needs: {names}"
 
 
 def test_build_is_a_plain_module() -> None:

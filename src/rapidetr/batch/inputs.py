@@ -12,7 +12,8 @@ from rapidetr.batch.parquet import is_table, read_paths, read_rows, row_cuts, ta
 from rapidetr.batch.store import is_local, open_place
 from rapidetr.core.errors import ImageError, ImageMissing
 from rapidetr.pixels.decode import Encoded, ImageLimits, Picture, decode, load_picture
-from rapidetr.pixels.read import SUFFIXES, is_url, one_line
+from rapidetr.pixels.find import SUFFIXES
+from rapidetr.pixels.read import is_url, one_line
 
 Value = str | bytes | ImageError | None  # a path or an address, bytes of a picture, why there are none, or a hole in a table
 

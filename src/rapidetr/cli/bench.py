@@ -149,7 +149,7 @@ def plan_of(args: Namespace) -> Plan:
 def find_pictures(data: str, split: str | None) -> tuple[Dataset | None, list[str]]:
     """(the split, its pictures) of a dataset; (None, pictures) of anything else that `predict` takes."""
     from rapidetr.data.read import find_splits, read_dataset
-    from rapidetr.pixels.read import find_images
+    from rapidetr.pixels.find import find_images
 
     try:
         there = find_splits(data)

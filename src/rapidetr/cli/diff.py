@@ -34,7 +34,7 @@ def add_arguments(parser: ArgumentParser) -> None:
 def run(args: Namespace, console: Console) -> int:
     """Status 1 where they differ by more than the tolerance."""
     from rapidetr.deployment.diff import TOLERANCE, diff
-    from rapidetr.pixels.decode import find_images
+    from rapidetr.pixels.find import find_images
     from rapidetr.runtime.load import load
 
     pictures = find_images(args.pictures)

@@ -117,7 +117,7 @@ def target_of(args: Namespace) -> Path:
 def calibration(folder: str) -> Decoded:
     """Pictures of a folder, spread evenly over it."""
     from rapidetr.deployment.technique import Decoded
-    from rapidetr.pixels.read import find_images
+    from rapidetr.pixels.find import find_images
 
     names = find_images([folder])
     step = max(len(names) / CALIBRATION_PICTURES, 1)

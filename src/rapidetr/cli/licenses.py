@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 
-from rapidetr.checkpoints.licenses import table
+from rapidetr.checkpoints.license_table import table
 from rapidetr.cli.console import Console
 
 EXAMPLES = """\

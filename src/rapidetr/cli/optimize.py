@@ -93,7 +93,7 @@ def limits_of(args: Namespace) -> Limits:
 
 
 def pictures_in(folder: str) -> list[str]:
-    from rapidetr.pixels.read import find_images
+    from rapidetr.pixels.find import find_images
 
     return find_images([folder])
 

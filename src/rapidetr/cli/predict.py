@@ -16,7 +16,8 @@ from rapidetr.cli.options import add_model_options, at_least, load_options, size
 from rapidetr.cli.results import Results
 from rapidetr.core.detections import Detections
 from rapidetr.core.errors import ImageError, ImageMissing
-from rapidetr.pixels.decode import ImageLimits, find_images, read
+from rapidetr.pixels.decode import ImageLimits, read
+from rapidetr.pixels.find import find_images
 from rapidetr.pixels.read import is_url
 
 if TYPE_CHECKING:

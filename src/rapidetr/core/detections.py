@@ -10,10 +10,11 @@ import numpy as np
 
 from rapidetr.core.errors import ConfigError
 from rapidetr.core.labels import LabelSpace
-from rapidetr.core.masks import Masks
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from rapidetr.core.masks import Masks
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +56,8 @@ class Detections:
         """All detections of `parts` (same picture, same labels), best first, ties in the order given."""
         boxes, scores = np.concatenate([p.boxes_xyxy_px for p in parts]), np.concatenate([p.scores for p in parts])
         rows = np.concatenate([p.head_rows for p in parts])
-        masks = None
-        if any(p.masks is not None for p in parts):  # a part without detections may be without masks
-            masks = Masks(parts[0].image_hw, [c for p in parts if p.masks is not None for c in p.masks.counts])
+        held = [p.masks for p in parts if p.masks is not None]  # a part without detections may be without masks
+        masks = type(held[0])(parts[0].image_hw, [counts for m in held for counts in m.counts]) if held else None
         both = replace(
             parts[0], boxes_xyxy_px=boxes, scores=scores, head_rows=rows, masks=masks, unnamed_dropped=sum(p.unnamed_dropped for p in parts)
         )

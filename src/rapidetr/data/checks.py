@@ -10,7 +10,7 @@ import numpy as np
 
 from rapidetr.data.pictures import Look
 from rapidetr.data.records import Dataset, ImageRecord
-from rapidetr.pixels.read import SUFFIXES
+from rapidetr.pixels.find import SUFFIXES
 
 OUTSIDE_PX = 1.0  # annotation tools round to whole pixels
 TINY_PX = 4.0  # a quarter of a patch of the network input

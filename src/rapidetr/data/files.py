@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from rapidetr.core.errors import DatasetError
-from rapidetr.pixels.read import SUFFIXES
+from rapidetr.pixels.find import SUFFIXES
 
 JSON_BYTES, TEXT_BYTES = 1 << 30, 16 << 20  # the largest files that are read: COCO 2017 train is 0.45 GiB
 SPLIT_WORDS = {

@@ -173,11 +173,32 @@ def _trace(module: nn.Module, example: Tensor, names: tuple[str, ...], opset: in
                 dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
                 external_data=False,
                 verbose=False,
+                optimize=False,
             )
     finally:
         chatter.setLevel(level)
     assert program is not None
+    _simplify(program.model)
     return program.model_proto
+
+
+def _simplify(model: Any) -> None:
+    """Fold constants, and drop what nothing uses or what stands there twice.
+
+    onnxscript's own optimizer also tries its rewriting rules on every node: of Seg-2XL's export that took 11 of 12 s, for 1,054
+    nodes instead of 1,123, and ONNX Runtime needed the same time for the same answers.
+    """
+    from onnx_ir.passes import common
+    from onnxscript.optimizer import fold_constants
+
+    fold_constants(model, onnx_shape_inference=True)
+    for step in (
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+    ):
+        step(model)
 
 
 def _finish(model: Any, names: tuple[str, ...], header: dict[str, Any]) -> None:

@@ -15,9 +15,9 @@ from PIL import Image
 
 from rapidetr.core.clock import StageClock
 from rapidetr.core.errors import ImageError
-from rapidetr.pixels.read import Encoded, ImageLimits, find_images, one_line, read
+from rapidetr.pixels.read import Encoded, ImageLimits, one_line, read
 
-__all__ = ["Encoded", "ImageLimits", "Picture", "decode", "find_images", "load_picture", "read"]
+__all__ = ["Encoded", "ImageLimits", "Picture", "decode", "load_picture", "read"]
 
 # Only formats of plain pictures: EPS and its like would start other programs.
 PLUGINS = {"JPEG": "Jpeg", "PNG": "Png", "WEBP": "WebP", "GIF": "Gif", "BMP": "Bmp", "TIFF": "Tiff", "PPM": "Ppm", "AVIF": "Avif"}

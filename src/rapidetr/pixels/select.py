@@ -13,7 +13,6 @@ from rapidetr.core.detections import Detections
 from rapidetr.core.errors import ConfigError
 from rapidetr.core.labels import LabelSpace
 from rapidetr.core.outputs import Geometry, RawOutput
-from rapidetr.pixels.masks import upsample_masks
 from rapidetr.pixels.overlap import overlap
 
 
@@ -60,6 +59,8 @@ def select(
             found = Detections(boxes[keep], scores.reshape(-1)[flat[keep]], row[keep], labels, geometry.full_hw)
             found = replace(found, resize_filter=resize_filter, unnamed_dropped=dropped)
         if raw.masks is not None:
+            from rapidetr.pixels.masks import upsample_masks
+
             with clock.stage("masks"):
                 found = replace(found, masks=upsample_masks(raw.masks[i], query[keep], geometry))
         results.append(found)

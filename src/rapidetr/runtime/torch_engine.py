@@ -16,7 +16,6 @@ from rapidetr.core.outputs import Batch, Geometry, RawOutput
 from rapidetr.core.preprocessing import Preprocessing
 from rapidetr.model.rfdetr import RfDetr
 from rapidetr.pixels.prepare import prepare
-from rapidetr.runtime import prepare_torch
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -52,6 +51,8 @@ class TorchEngine:
         self, pictures: Sequence[np.ndarray], preprocessing: Preprocessing, filter: str, geometries: Sequence[Geometry] | None
     ) -> Batch:
         if self.device.startswith("cuda"):
+            from rapidetr.runtime import prepare_torch
+
             # pictures travel as bytes and are resized on the device; the twin is tested equal
             images, places = prepare_torch.prepare(
                 pictures, self.size_hw, preprocessing, filter=filter, geometries=geometries, device=self.device
