@@ -56,7 +56,7 @@ def test_options_reach_the_export(run, model, calls, tmp_path):
     assert (status, err) == (0, "")
     assert (path.parts, detector.class_names) == (("there", "tiny_det.onnx"), ["cat", "dog", "7"])
     assert options == {"size_hw": (48, 64), "decoder_layers": 1, "queries": 9, "inputs": "uint8", "outputs": "final", "opset": 18}
-    errors = "logits 1.0e-05, boxes 1.0e-06; same top-k in 6 of 6 pictures"
+    errors = "logits 1.0e-05, boxes 1.0e-06; same top-k in 6 of 6 answers"
     assert out == f"{path}: 2.0 MB, opset 20, 3 s; largest differences from the source: {errors}\n"
 
 

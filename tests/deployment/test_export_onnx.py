@@ -82,7 +82,7 @@ def test_raw_answers_of_a_rectangle(tmp_path: Path) -> None:
         check_same(loaded.predict(PICTURES, 0.01, batch_size=batch_size), source.predict(PICTURES, 0.01))
     with pytest.raises(ConfigError, match=r"size_hw is \(64, 64\), but the file was exported with size_hw \(48, 80\), decoder_layers 2"):
         rapidetr.load(exported.path, size_hw=64)
-    assert "same top-k in 6 of 6 pictures" in str(exported)
+    assert "same top-k in 6 of 6 answers" in str(exported)
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["seg.onnx"]
     # a wrong file is found out: the same graph, measured against a network with one weight changed
     network = cases.network("tiny_seg")

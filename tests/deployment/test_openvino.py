@@ -198,7 +198,7 @@ def test_what_counts_as_close() -> None:
         max_mask_error=None,
     )
     assert good.close
-    assert str(good).endswith("same top-k in 6 of 6 pictures")
+    assert str(good).endswith("same top-k in 6 of 6 answers")
     assert replace(good, max_mask_error=1e-4, same_topk=5, topk_gap=1e-5).close
     nan = float("nan")
     for change in ({"max_logit_error": nan}, {"max_box_error": 0.01}, {"max_mask_error": nan}, {"topk_gap": 0.1}):

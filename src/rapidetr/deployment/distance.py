@@ -21,8 +21,8 @@ class Distance(ABC):
     decoder_layers: int
     queries: int
     inputs: str
-    pictures: int  # compared, in batches of BATCHES; ONNX files see three, one of them in every batch
-    same_topk: int  # pictures for which both choose the same tokens in the same order
+    pictures: int  # answers that are compared, in batches of BATCHES; ONNX files see three pictures, one of them in every batch
+    same_topk: int  # answers for which both chose the same tokens in the same order
     topk_gap: float  # largest difference of scores that changed places in the others, in logits
     max_logit_error: float
     max_box_error: float  # in units of the picture
@@ -48,5 +48,5 @@ class Distance(ABC):
         return (
             f"{self.path}: {self.bytes / 1e6:.1f} MB, {self.kind}, {self.seconds:.0f} s; largest differences from the source: logits "
             f"{self.max_logit_error:.1e}, boxes {self.max_box_error:.1e}{masks}; same top-k in {self.same_topk} of {self.pictures} "
-            f"pictures{gap}"
+            f"answers{gap}"
         )
