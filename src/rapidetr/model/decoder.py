@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rapidetr.core.config import ModelConfig
+from rapidetr.model.attention import attend
 from rapidetr.model.boxes import Mlp, embed_boxes
 from rapidetr.model.deformable import DeformableAttention
 from rapidetr.model.mlp import relu_mlp
@@ -27,7 +28,7 @@ class SelfAttention(nn.Module):
         v = F.linear(content_BQd, weight[2 * d :], bias[2 * d :])
         q, k = qk.view(B * groups, Q // groups, 2, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
         v = v.view(B * groups, Q // groups, self.heads, d // self.heads).transpose(1, 2)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mixed = attend(q, k, v)
         return self.out(mixed.transpose(1, 2).reshape(B, Q, d))
 
 

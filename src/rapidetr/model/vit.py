@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from rapidetr.core.config import ModelConfig, check_size
+from rapidetr.model.attention import attend
 from rapidetr.model.mlp import gelu_mlp
 from rapidetr.model.windows import merge, split
 
@@ -27,7 +28,7 @@ class Attention(nn.Module):
     def forward(self, x_BND: Tensor) -> Tensor:
         B, N, D = x_BND.shape
         q, k, v = self.qkv(x_BND).view(B, N, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
-        mixed_BMND = F.scaled_dot_product_attention(q, k, v)
+        mixed_BMND = attend(q, k, v)
         return self.out(mixed_BMND.transpose(1, 2).reshape(B, N, D))
 
 
