@@ -28,7 +28,8 @@ def main() -> None:
     sections = [f"## {TITLES[r['what']]}\n\n{where(path, r)}\n\n{WRITERS[r['what']](r)}\n" for path, r in known]
     (HERE / "RESULTS.md").write_text("\n".join([HEAD, *sections]))
     newest = {r["what"]: (path, r) for path, r in known}  # sorted by date within one kind of hardware
-    front = [newest[w] for w in ("predict_vs_official", "startup") if w in newest]
+    optimized = [(path, r) for path, r in known if r["what"] == "optimized_vs_official"]  # every processor and precision
+    front = [newest["predict_vs_official"], *optimized, newest["startup"]]
     shown = [f"{WRITERS[r['what']](r)}\n\n{where(path, r, 'benchmarks/')}" for path, r in front]
     marks = r"(<!-- results:begin .*?-->\n).*?(<!-- results:end -->)"
     README.write_text(re.sub(marks, lambda m: m[1] + "\n" + "\n\n".join(shown) + "\n\n" + m[2], README.read_text(), flags=re.S))

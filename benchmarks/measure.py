@@ -39,7 +39,7 @@ def hardware() -> dict[str, Any]:
         text = info.read_text()
         cpu = (re.search(r"model name\s*:\s*(.+)", text) or ["", cpu])[1]
         found = set((re.search(r"flags\s*:\s*(.+)", text) or ["", ""])[1].split())
-        flags = sorted(found & {"avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_int8", "fma"})
+        flags = sorted(found & {"avx2", "avx512f", "avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "fma"})
     load = os.getloadavg() if hasattr(os, "getloadavg") else ()
     return {"cpu": cpu, "cores": os.cpu_count(), "flags": flags, "system": platform.system(), "load_before": [round(x, 2) for x in load]}
 

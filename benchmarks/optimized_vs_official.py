@@ -72,12 +72,14 @@ class Optimized(Side):
 
 
 def make_artifact(model: str, checkpoint: Path, technique: str, folder: Path, threads: int) -> Path:
-    """The artifact of one technique, not judged: the benchmark looks at its outputs itself."""
+    """The artifact of one technique, not judged: the benchmark looks at its outputs itself. int8 is calibrated on rendered scenes."""
     import rapidetr
+    from rapidetr.deployment.optimize import rendered_scenes
     from rapidetr.deployment.technique import Order
     from rapidetr.deployment.technique import technique as find
 
-    order = Order(rapidetr.load(checkpoint, model=model, device="cpu", threads=threads), checkpoint, threads)
+    pictures = rendered_scenes() if "int8" in technique else ()
+    order = Order(rapidetr.load(checkpoint, model=model, device="cpu", threads=threads), checkpoint, threads, pictures)
     maker = find(technique)
     if why_not := maker.fits(order):
         raise SystemExit(f"{technique} is not tried here: {why_not}")

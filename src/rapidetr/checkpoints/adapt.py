@@ -29,7 +29,8 @@ def adapt(state: Mapping[str, Tensor], have: ModelConfig, want: ModelConfig) -> 
         raise CheckpointError(f"these weights cannot become a {want.name}: {', '.join(odd)}; load them as {have.name}, or train anew")
     if want.groups > have.groups or want.queries > have.queries:
         raise CheckpointError(
-            f"the file holds {have.groups} groups of {have.queries} queries; expected at least {want.groups} of {want.queries}"
+            f"the file holds {have.groups} groups of {have.queries} queries; expected at least {want.groups} of {want.queries}; "
+            f"ask for at most those it has (train: --groups {have.groups})"
         )
     adapted, notes = dict(state), []
     if want.class_rows != have.class_rows:
