@@ -1,4 +1,5 @@
-"""Which parts of the network bear int8? Each scope is calibrated, scored and timed; fp32 in OpenVINO stands beside it.
+"""Which parts of the network bear int8? Each scope is calibrated, scored and timed; fp32 in OpenVINO stands beside it, and bf16 where the
+processor has it (there what is not int8 is bf16, too).
 
     .venv/bin/python benchmarks/int8_scope.py --models pico,seg-pico
 
@@ -21,9 +22,9 @@ from measure import summary, timed, write
 from rapidetr.data.read import read_dataset
 from rapidetr.data.records import Dataset
 from rapidetr.demo import write_dataset
-from rapidetr.deployment.openvino import FLOAT32
+from rapidetr.deployment.openvino import BFLOAT16, FLOAT32
 from rapidetr.deployment.openvino_int8 import QUANTIZED, OpenvinoInt8
-from rapidetr.deployment.technique import Order
+from rapidetr.deployment.technique import Order, has_bfloat16
 from rapidetr.evaluation.evaluate import evaluate
 from rapidetr.pixels.decode import load_picture
 from rapidetr.runtime.detector import Detector
@@ -47,7 +48,8 @@ def run(model: str, learn: Dataset, judge: Dataset, args: argparse.Namespace) ->
     sides: dict[str, Detector] = {}
     with tempfile.TemporaryDirectory() as folder:
         order = Order(load(model, device="cpu", threads=args.threads), weights_file(model), args.threads, calibration)
-        techniques = {"float32": FLOAT32, **{name: OpenvinoInt8(scope=scope) for name, scope in SCOPES.items()}}
+        half = {"bfloat16": BFLOAT16} if has_bfloat16() else {}
+        techniques = {"float32": FLOAT32, **half, **{name: OpenvinoInt8(scope=scope) for name, scope in SCOPES.items()}}
         for n, (name, technique) in enumerate(techniques.items()):
             technique.make(order, Path(folder) / str(n))
             sides[name] = load(Path(folder) / str(n), threads=args.threads)

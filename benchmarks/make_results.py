@@ -199,7 +199,7 @@ def int8(r: dict[str, Any]) -> str:
                 plain = scopes["float32"].get(kind)
                 lost = plain and max(a - b for a, b in zip(plain["per_class"], m[kind]["per_class"], strict=True))
                 cells += [f"{m[kind]['AP']:.3f}", f"{lost:.3f}"] if plain else ["-", "-"]
-            name = "nothing" if scope == "float32" else scope
+            name = {"float32": "nothing", "bfloat16": "nothing, the rest bf16"}.get(scope, scope)
             rows.append(f"| {model} | {name} | {' | '.join(cells)} | {m['ms']['p50']} / {m['ms']['p95']} |")
     return "\n".join(rows)
 
