@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rapidetr.model import attention
+from rapidetr.model import frugal
 from rapidetr.model.attention import attend
 
 SHAPE = (3, 4, 70, 16)
@@ -29,8 +29,8 @@ def errors(found, exact):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("piece", "most"), [(2**20, 16), (1, 16), (70 * 70 * 5, 16), (2**20, 1)])
 def test_half_precision_is_as_near_to_fp64_as_torch(monkeypatch, dtype, piece, most):
-    monkeypatch.setattr(attention, "PIECE", piece)
-    monkeypatch.setattr(attention, "MOST", most)
+    monkeypatch.setattr(frugal, "PIECE", piece)
+    monkeypatch.setattr(frugal, "MOST", most)
     parts = leaves(dtype)
     exact = answer_and_gradients(F.scaled_dot_product_attention, [part.detach().double().requires_grad_() for part in parts])
     ours = errors(answer_and_gradients(attend, parts), exact)
@@ -42,7 +42,7 @@ def test_half_precision_is_as_near_to_fp64_as_torch(monkeypatch, dtype, piece, m
 
 def test_pieces_change_nothing(monkeypatch):
     whole = answer_and_gradients(attend, leaves(torch.bfloat16))
-    monkeypatch.setattr(attention, "PIECE", 1)
+    monkeypatch.setattr(frugal, "PIECE", 1)
     for a, b in zip(answer_and_gradients(attend, leaves(torch.bfloat16)), whole, strict=True):
         assert torch.equal(a, b)
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from rapidetr.core.config import ModelConfig
 from rapidetr.model.boxes import exact
-
-aten = torch.ops.aten
 
 
 class DeformableAttention(nn.Module):
@@ -58,40 +54,17 @@ class DeformableAttention(nn.Module):
 def mix(values_BMdS: Tensor, where_BQMLP2: Tensor, weights_BMKQ: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
     """Weighted sums [B, M, d/M, Q] of the samples at the K = L * P points of every query and head."""
     if torch.is_grad_enabled() and values_BMdS.requires_grad:
-        mixed: Tensor = _Mix.apply(exact(values_BMdS), _grid(where_BQMLP2), weights_BMKQ.contiguous(), shapes)
+        from rapidetr.model.frugal import MixedSamples
+
+        mixed: Tensor = MixedSamples.apply(exact(values_BMdS), _grid(where_BQMLP2), weights_BMKQ.contiguous(), shapes)
         return mixed
     return (sample(values_BMdS, where_BQMLP2, shapes) * weights_BMKQ.unsqueeze(2)).sum(3)
-
-
-class _Mix(torch.autograd.Function):
-    """Samples are the widest tensors of the decoder and quickly taken: they are taken again for the backward pass, not kept."""
-
-    @staticmethod
-    def forward(ctx: Any, values_BMdS: Tensor, grid: Tensor, weights_BMKQ: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
-        ctx.save_for_backward(values_BMdS, grid, weights_BMKQ)
-        ctx.shapes = shapes
-        return _take(values_BMdS, grid, shapes).mul_(weights_BMKQ.unsqueeze(2)).sum(3)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient_BMdQ: Tensor) -> tuple[Tensor | None, ...]:
-        values_BMdS, grid, weights_BMKQ = ctx.saved_tensors
-        gradient = gradient_BMdQ.contiguous().unsqueeze(3)
-        of_weights = _take(values_BMdS, grid, ctx.shapes).mul_(gradient).sum(2)
-        P, Q = grid.shape[2:4]
-        found = []
-        for level, plane in enumerate(_planes(values_BMdS, ctx.shapes)):
-            weights = weights_BMKQ[:, :, level * P : (level + 1) * P].unsqueeze(2)
-            of_samples = (gradient * weights).reshape(*plane.shape[:2], P, Q)
-            found.append(aten.grid_sampler_2d_backward(of_samples, plane, grid[:, level], 0, 0, False, [True, True]))
-        of_values = torch.cat([plane.flatten(2) for plane, _ in found], dim=2).view_as(values_BMdS)
-        return of_values, torch.stack([part for _, part in found], dim=1), of_weights, None
 
 
 def sample(values_BMdS: Tensor, where_BQMLP2: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
     """Bilinear samples [B, M, d/M, L * P, Q] at points in units of the picture; outside the map counts as zero."""
     values = exact(values_BMdS)  # half precision on CPU has returned NaN from non-contiguous maps (torch 2.13)
-    return _take(values, _grid(where_BQMLP2).to(values.dtype), shapes)
+    return take(values, _grid(where_BQMLP2).to(values.dtype), shapes)
 
 
 def _grid(where_BQMLP2: Tensor) -> Tensor:
@@ -100,17 +73,17 @@ def _grid(where_BQMLP2: Tensor) -> Tensor:
     return (where_BQMLP2 * 2 - 1).permute(0, 2, 3, 4, 1, 5).reshape(B * M, L, P, Q, 2)
 
 
-def _planes(values_BMdS: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
+def planes(values_BMdS: Tensor, shapes: list[tuple[int, int]]) -> list[Tensor]:
     """The map [B * M, d/M, h, w] of every level."""
     parts = values_BMdS.split([h * w for h, w in shapes], dim=-1)
     return [part.reshape(-1, part.shape[2], h, w) for part, (h, w) in zip(parts, shapes, strict=True)]
 
 
-def _take(values_BMdS: Tensor, grid: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
+def take(values_BMdS: Tensor, grid: Tensor, shapes: list[tuple[int, int]]) -> Tensor:
     B, M, dh, _ = values_BMdS.shape
     samples = [
         F.grid_sample(plane, grid[:, level], mode="bilinear", padding_mode="zeros", align_corners=False)
-        for level, plane in enumerate(_planes(values_BMdS, shapes))
+        for level, plane in enumerate(planes(values_BMdS, shapes))
     ]
     joined = samples[0] if len(samples) == 1 else torch.cat(samples, dim=-2)
     return joined.view(B, M, dh, -1, grid.shape[3])
