@@ -15,6 +15,7 @@ from rapidetr.choice.records import Candidate
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"
+FRONT = ("predict_vs_official", "optimized_vs_official", "startup")  # shown in the README
 HEAD = """# Results
 
 Made by make_results.py from the JSON files in this folder; each section names its file, script, hardware and date. Ratios come from
@@ -27,9 +28,8 @@ def main() -> None:
     known = [(path, r) for path, r in records if r.get("what") in WRITERS]
     sections = [f"## {TITLES[r['what']]}\n\n{where(path, r)}\n\n{WRITERS[r['what']](r)}\n" for path, r in known]
     (HERE / "RESULTS.md").write_text("\n".join([HEAD, *sections]))
-    newest = {r["what"]: (path, r) for path, r in known}  # sorted by date within one kind of hardware
-    optimized = [(path, r) for path, r in known if r["what"] == "optimized_vs_official"]  # every processor and precision
-    front = [newest["predict_vs_official"], *optimized, newest["startup"]]
+    newest = {path.stem[: -len("_2026-01-01")]: (path, r) for path, r in known}  # of each script on each kind of hardware
+    front = [(path, r) for what in FRONT for path, r in newest.values() if r["what"] == what]
     shown = [f"{WRITERS[r['what']](r)}\n\n{where(path, r, 'benchmarks/')}" for path, r in front]
     marks = r"(<!-- results:begin .*?-->\n).*?(<!-- results:end -->)"
     README.write_text(re.sub(marks, lambda m: m[1] + "\n" + "\n\n".join(shown) + "\n\n" + m[2], README.read_text(), flags=re.S))
