@@ -41,7 +41,7 @@ class OpenvinoEngine(GraphEngine):
     ) -> None:
         self.precision = precision
         self.compiled = compile_network(Path(path), floats or precision, threads)
-        self.floats = str(self.compiled.get_property("INFERENCE_PRECISION_HINT").to_dtype())
+        self.floats = our_name(self.compiled.get_property("INFERENCE_PRECISION_HINT"))
         entry, outputs = self.compiled.inputs[0], {o.any_name: _sides(o) for o in self.compiled.outputs}
         self._local = threading.local()
         takes_bytes = entry.get_element_type().get_type_name() == "u8"
@@ -106,6 +106,12 @@ def settings(floats: str, threads: int | None) -> dict[str, Any]:
         "ENABLE_CPU_PINNING": False,
         **({} if threads is None else {"INFERENCE_NUM_THREADS": threads}),
     }
+
+
+def our_name(kind: Any) -> str:
+    """Of an openvino.Type, such as bfloat16; its `to_dtype` calls bfloat16 float16, as numpy has none."""
+    name: str = kind.get_type_name()
+    return next((ours for ours, theirs in PRECISIONS.items() if theirs == name), name)
 
 
 def _sides(port: Any) -> list[int | None]:
