@@ -91,6 +91,12 @@ def test_any_optimizer(name: str) -> None:
     assert type(make_optimizer(cases.network("tiny_det"), Recipe(optimizer=name))).__name__ == name
 
 
+def test_adam_is_fused_unless_told_otherwise() -> None:
+    for options, fused in ((None, True), ({"fused": False}, False), ({"foreach": True}, None)):
+        optimizer = make_optimizer(cases.network("tiny_det"), Recipe(optimizer_options=options))
+        assert optimizer.defaults["fused"] is fused
+
+
 def test_wrong_optimizers_are_named() -> None:
     with pytest.raises(ConfigError, match=r"^optimizer is 'Adamw'; expected one of .*AdamW, .*SGD"):
         make_optimizer(cases.network("tiny_det"), Recipe(optimizer="Adamw"))

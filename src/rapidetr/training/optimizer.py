@@ -61,7 +61,8 @@ def make_optimizer(network: RfDetr, recipe: Recipe) -> Optimizer:
     if recipe.optimizer not in kinds:
         raise ConfigError(f"optimizer is {recipe.optimizer!r}; expected one of {', '.join(sorted(kinds))}")
     groups, options = parameter_groups(network, recipe), dict(recipe.optimizer_options or {})
-    if recipe.optimizer in ("Adam", "AdamW") and next(network.parameters()).device.type in ("cpu", "cuda"):
+    fusible = recipe.optimizer in ("Adam", "AdamW") and next(network.parameters()).device.type in ("cpu", "cuda")
+    if fusible and not options.keys() & {"foreach", "differentiable"}:  # which torch does not fuse
         options.setdefault("fused", True)  # one pass over memory
     try:
         return kinds[recipe.optimizer](groups, lr=recipe.lr, **options)
