@@ -24,10 +24,11 @@ from rapidetr.data.records import Dataset
 from rapidetr.demo import write_dataset
 from rapidetr.deployment.openvino import BFLOAT16, FLOAT32
 from rapidetr.deployment.openvino_int8 import QUANTIZED, OpenvinoInt8
-from rapidetr.deployment.technique import Order, has_bfloat16
+from rapidetr.deployment.technique import Order
 from rapidetr.evaluation.evaluate import evaluate
 from rapidetr.pixels.decode import load_picture
 from rapidetr.runtime.detector import Detector
+from rapidetr.runtime.host import has_bfloat16
 from rapidetr.runtime.load import load
 from rapidetr.runtime.lock import weights_file
 

@@ -211,7 +211,7 @@ def main() -> None:
         which, model, file = args.worker
         serve(Optimized(which, model, file, args.threads, args.best).handle)
         return
-    from rapidetr.deployment.technique import has_bfloat16
+    from rapidetr.runtime.host import has_bfloat16
 
     fast = "bfloat16" if has_bfloat16() else "float32"
     args.technique, args.best = args.technique or f"openvino-{fast}", args.best or f"torchscript:{fast}"

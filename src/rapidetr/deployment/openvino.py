@@ -22,12 +22,13 @@ from rapidetr.deployment.distance import BATCHES, Distance
 from rapidetr.deployment.openvino_graph import keep_geometry, traced
 from rapidetr.deployment.package import put_in_place
 from rapidetr.deployment.taps import SCORES, TOKENS, Tapped, recorded
-from rapidetr.deployment.technique import Order, has_bfloat16, technique
+from rapidetr.deployment.technique import Order, technique
 from rapidetr.model.fold import Folded
 from rapidetr.pixels.prepare import prepare
 from rapidetr.runtime.artifact import REPORT, Artifact, Manifest, write_artifact
 from rapidetr.runtime.detector import Detector
 from rapidetr.runtime.graph_engine import RAW, prepare_bytes
+from rapidetr.runtime.host import has_bfloat16
 from rapidetr.runtime.load import load
 from rapidetr.runtime.lock import weights_file
 from rapidetr.runtime.openvino_engine import BIN, XML, OpenvinoEngine, settings

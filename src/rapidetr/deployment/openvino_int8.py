@@ -18,8 +18,9 @@ import numpy as np
 
 from rapidetr.core.errors import BackendMissing, ConfigError
 from rapidetr.deployment.openvino import Conversion, why_not
-from rapidetr.deployment.technique import Order, has_bfloat16
+from rapidetr.deployment.technique import Order
 from rapidetr.runtime.artifact import Artifact
+from rapidetr.runtime.host import has_bfloat16
 
 MOST = 128  # pictures that are looked at: what optimize gives
 QUANTIZED = r"__module\.(encoder|levels)\b"  # nodes of the folded graph; most of the products, and far from the geometry

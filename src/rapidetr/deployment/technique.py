@@ -14,9 +14,6 @@ from rapidetr.core.errors import ConfigError
 from rapidetr.pixels.decode import load_picture
 from rapidetr.runtime.artifact import Artifact
 from rapidetr.runtime.detector import Detector
-from rapidetr.runtime.host import describe_processor
-
-FAST_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of x86, and the one of ARM
 
 # name -> "module:object", imported when it is tried. Order is that of trying.
 TECHNIQUES = {
@@ -76,11 +73,6 @@ class Technique(Protocol):
 def precision_of(name: str) -> str:
     """What the name of a technique ends with, where that is a precision; else float32."""
     return next((kind for kind in ("bfloat16", "float16", "int8") if name.endswith(f"-{kind}")), "float32")
-
-
-def has_bfloat16(root: Path = Path("/")) -> bool:
-    """Whether the processor multiplies in bfloat16; without that it is many times slower than float32. `root`: of /proc."""
-    return bool(FAST_BFLOAT16 & set(describe_processor(root)["flags"]))
 
 
 def technique(name: str) -> Technique:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from rapidetr.deployment.technique import Order, has_bfloat16
+from rapidetr.deployment.technique import Order
 from rapidetr.deployment.torch_folded import TorchFolded
+from rapidetr.runtime.host import has_bfloat16
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ T = TypeVar("T")
 
 # instruction sets that kernels are chosen by, on x86 and on ARM
 FLAGS = re.compile(r"sse4_2|avx|avx2|fma|f16c|avx_vnni|avx512\w+|amx_\w+|neon|asimd\w*|sve\w*|i8mm|bf16|fphp")
+FAST_BFLOAT16 = {"avx512_bf16", "amx_bf16", "bf16"}  # of x86, and the one of ARM
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,11 @@ def describe_processor(root: Path) -> dict[str, Any]:
         "turbo": not no_turbo if no_turbo is not None else None if boost is None else bool(boost),
         "smt": None if (smt := _number(cpus / "smt/active")) is None else bool(smt),
     }
+
+
+def has_bfloat16(root: Path = Path("/")) -> bool:
+    """Whether the processor multiplies in bfloat16; without that it is many times slower than float32. `root`: of /proc."""
+    return bool(FAST_BFLOAT16 & set(describe_processor(root)["flags"]))
 
 
 def describe_memory(root: Path) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from rapidetr.runtime.load import load, pick_device
 from rapidetr.training.distributed import World, join
 from rapidetr.training.loggers import check_loggers
 from rapidetr.training.loop import Course, Place, fit, input_sizes, state_file
+from rapidetr.training.precision import precision_note
 from rapidetr.training.recipe import Recipe, differences
 from rapidetr.training.records import deltas, write_json
 from rapidetr.training.reporter import Reporter
@@ -105,6 +106,9 @@ def train(
             if done is not None:
                 quiet(f"{folder}: this run is finished ({_summary(done)}); fresh=True starts anew")
                 return Run(folder, done, accept_license)
+            note = precision_note(chosen.precision, place)
+            if note is not None and not (folder / "baseline.safetensors").exists():
+                quiet(note)
             if world.first:
                 _keep_start(folder / "baseline.safetensors", model, parts.labels, chosen, class_rows, accept_license, quiet)
             world.from_first(None)  # the baseline is written

@@ -17,6 +17,7 @@ from rapidetr.model.rfdetr import RfDetr
 from rapidetr.training.distributed import World
 from rapidetr.training.ema import Average
 from rapidetr.training.optimizer import make_optimizer, set_rates
+from rapidetr.training.precision import half_precision
 from rapidetr.training.recipe import Recipe
 from rapidetr.training.stages import Stage, enter
 
@@ -117,12 +118,3 @@ def make_criterion(recipe: Recipe, head_rows: int) -> Criterion:
 
 def targets_of(batch: TrainBatch) -> list[Target]:
     return [Target(*truth) for truth in batch.targets]
-
-
-def half_precision(precision: str, device: str) -> torch.dtype | None:
-    """The type of autocast, or None for float32: half precision is slower on a CPU without matrix units for it."""
-    if precision == "auto":
-        if not device.startswith("cuda"):
-            return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return None if precision == "float32" else getattr(torch, precision)

@@ -1,0 +1,29 @@
+"""How many bits a number has while a network learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from rapidetr.runtime.host import has_bfloat16
+
+
+def half_precision(precision: str, device: str) -> torch.dtype | None:
+    """The type of autocast, or None for float32: half precision is slower on a CPU without matrix units for it."""
+    if precision == "auto":
+        if not device.startswith("cuda"):
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return None if precision == "float32" else getattr(torch, precision)
+
+
+def precision_note(precision: str, device: str, root: Path = Path("/")) -> str | None:
+    """What somebody who learns on a CPU would want to know; None where there is nothing to say. `root`: of /proc."""
+    if device != "cpu" or precision == "float32":
+        return None
+    fast = has_bfloat16(root)
+    if precision == "auto":
+        return "this processor computes in bfloat16: --precision bfloat16 takes about 0.6 of the time (docs/fine-tune.md)" if fast else None
+    better = "bfloat16" if fast else "float32"
+    return None if precision == better else f"{precision} is many times slower than {better} on this processor"
