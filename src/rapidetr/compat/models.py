@@ -167,7 +167,7 @@ class RFDETR:
         Keywords are those of `train`; `resolution` counts for this call.
         """
         side, device = keywords.get("resolution"), keywords.get("device")
-        if device is not None and torch.device(device) != torch.device(self.detector.engine.device):
+        if device is not None and not _same_device(device, self.detector.engine.device):
             raise ConfigError(f"device is {device!r}; this model is on {self.detector.engine.device}: make it with device={device!r}")
         detector = self.detector if side is None else self._at((side, side), self.detector.model)
         return scores.evaluate(f"{type(self).__name__}.evaluate", detector, split, keywords)
@@ -213,6 +213,13 @@ class RFDETR:
 def from_checkpoint(path: str | os.PathLike[str], **keywords: Any) -> RFDETR:
     """The model in an official or own file, as the class that it belongs to."""
     return RFDETR.from_checkpoint(path, **keywords)
+
+
+def _same_device(one: str | torch.device, other: str | torch.device) -> bool:
+    """Whether both name one device; a CUDA device without index is the current one."""
+    a, b = torch.device(one), torch.device(other)
+    current = torch.cuda.current_device() if a.type == b.type == "cuda" and a.index != b.index else 0
+    return a.type == b.type and (current if a.index is None else a.index) == (current if b.index is None else b.index)
 
 
 def _find(weights: str | os.PathLike[str]) -> str | Path:

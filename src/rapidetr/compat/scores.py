@@ -30,7 +30,8 @@ def evaluate(name: str, detector: Detector, split: str, keywords: Mapping[str, A
     if split not in ("test", "val"):
         raise ConfigError(f"{name}: split is {split!r}; expected 'test' or 'val'")
     dataset, max_dets = _read(name, split, keywords), keywords.get("eval_max_dets", MAX_DETS)
-    share = find(detector, dataset, batch_size=keywords.get("eval_batch_size") or keywords.get("batch_size", 4))
+    batch_size = keywords.get("eval_batch_size") or keywords.get("batch_size", 4)
+    share = find(detector, dataset, batch_size=4 if batch_size == "auto" else batch_size)
     scores = score_shares(dataset, [share], max_dets=max_dets)
     print(scores.to_text())
     truths = as_truths(dataset.images, dataset.labels, None)

@@ -14,6 +14,7 @@ RapidetrError
 ├── LicenseRefused                     weights whose licence was not accepted
 ├── ServiceLevelUnmet                  no configuration keeps the promise
 ├── ConfigError (ValueError)           an argument or a record that contradicts itself
+│   └── NotFinite                      a network answered with what is no number
 └── NotSupportedYet (NotImplementedError)
 
 Each message says what was expected, what came, and what to do. The command line prints it in one line and exits 2.
@@ -77,6 +78,10 @@ class ServiceLevelUnmet(RapidetrError):
 
 class ConfigError(RapidetrError, ValueError):
     """An argument or a record that contradicts itself."""
+
+
+class NotFinite(ConfigError):
+    """A network whose answers are no numbers: precision too low for it, or broken weights."""
 
 
 class NotSupportedYet(RapidetrError, NotImplementedError):

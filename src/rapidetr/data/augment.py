@@ -15,6 +15,7 @@ from rapidetr.data.transforms import clip, crop, flip, flip_vertical, resize, ti
 
 Plain = Callable[[Sample, Generator], Sample]
 MIN_VISIBLE = 0.2  # of an object's box, or of its mask where another covers it; with less in sight it is no example
+MOST_THIN = 20  # one side of a picture to the other
 GRAY = (114, 114, 114)
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -31,13 +32,14 @@ class Resize:
 class OfficialResize:
     """The official recipe: half of the time the whole picture, else a window of 384 to 600 pixels of a smaller copy.
 
-    The window has the proportions of `size_hw`; officially both are square.
+    The window has the proportions of `size_hw`; officially both are square. Of pictures thinner than MOST_THIN it is always the whole:
+    the copy has its short side given, and its long one would take any memory.
     """
 
     size_hw: tuple[int, int]
 
     def __call__(self, sample: Sample, rng: Generator) -> Sample:
-        if rng.random() < 0.5:
+        if rng.random() < 0.5 or max(sample.size_hw) > MOST_THIN * min(sample.size_hw):
             return resize(sample, self.size_hw)
         short, sides = int(rng.choice([400, 500, 600])), sample.size_hw
         sample = resize(sample, (short * sides[0] // min(sides), short * sides[1] // min(sides)))

@@ -22,7 +22,7 @@ from rapidetr.data.records import Dataset
 from rapidetr.data.samples import Sample, check
 from rapidetr.data.sampling import EpochOrder, Key
 from rapidetr.data.sources import Items, ItemSource, RecordSource
-from rapidetr.data.transforms import resize
+from rapidetr.data.transforms import clip, resize
 from rapidetr.pixels.prepare import normalization, normalize
 
 
@@ -65,7 +65,8 @@ class Loader:
     `dataset`: a Dataset, or any map-style torch dataset as ItemSource describes, then with `labels`. `labels` belong to the
     model and give the rows of its class head; the classes must be those of the dataset. `transforms`: the name of a preset, or
     a sequence of callables (sample, rng) -> sample (see augment.py, mixing.py); what does not end at `size_hw` is stretched to it.
-    `custom`, the user's own callable, comes last. With `workers` > 0 that many processes make batches ahead.
+    `custom`, the user's own callable, comes last. With `workers` > 0 that many processes make batches ahead. `pin` keeps pixels where
+    a CUDA device reads them while it computes.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Loader:
         workers: int = 0,
         cache_bytes: int = 0,
         start_method: str | None = None,
+        pin: bool = False,
     ) -> None:
         source: RecordSource | ItemSource
         if isinstance(dataset, Dataset):
@@ -97,7 +99,7 @@ class Loader:
         if len(source) != order.images:
             raise ConfigError(f"the order is for {order.images} images, the dataset has {len(source)}; expected equally many")
         steps = tuple(preset(transforms, size_hw, masks=masks) if isinstance(transforms, str) else transforms)
-        steps += () if custom is None else (custom,)
+        steps += () if custom is None else (custom, _Inside(len(labels.names)))
         self.order, self.rank, self.plan = order, rank, _Plan()
         self.maker = BatchMaker(source, steps, size_hw, preprocessing, np.array(labels.rows, np.int64), order.seed)
         self._torch_loader = DataLoader(
@@ -107,6 +109,7 @@ class Loader:
             collate_fn=_as_it_is,
             persistent_workers=workers > 0,
             multiprocessing_context=start_method if workers else None,
+            pin_memory=pin,
             generator=torch.Generator(),  # else each epoch would draw from the global one, which a resumed run restores
         )
 
@@ -137,6 +140,16 @@ class _Plan:
 
 def _as_it_is(made: Any) -> Any:
     return made
+
+
+class _Inside:
+    """What a user's transform gave, checked; boxes cut at the border, as all the others leave them."""
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        return clip(check(sample, self.num_classes, "the last transform"))
 
 
 class BatchMaker:

@@ -1,4 +1,7 @@
-"""Finding and reading files of a dataset that somebody else packed: bounded, and never outside its folder."""
+"""Finding and reading files of a dataset that somebody else packed: bounded, and never outside its folder.
+
+Only a data.yaml may name folders elsewhere, as users of YOLO do; the lists in such folders may not.
+"""
 
 from __future__ import annotations
 

@@ -93,7 +93,9 @@ class ImageRecord:
             except ConfigError as problem:
                 raise DatasetError(f"{self.place(index)}: {problem}; draw it again") from None
         if outline is None:
-            x0, y0, x1, y1 = self.boxes_xyxy_px[index].tolist()
+            height, width = size_hw
+            far = (width + 1, height + 1) * 2  # drawing takes time and memory by the length of an outline
+            x0, y0, x1, y1 = np.clip(self.boxes_xyxy_px[index], -1, far).tolist()
             outline = (np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]]),)
         return fill_outlines(outline, size_hw)
 

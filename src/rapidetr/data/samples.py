@@ -45,6 +45,10 @@ def check(sample: Sample, num_classes: int, maker: str) -> Sample:
             )
     if not np.isfinite(sample.boxes_xyxy_px).all():
         raise DatasetError(f"{maker} gave boxes that are not finite; expected x0, y0, x1, y1 in pixels")
+    turned = np.flatnonzero((sample.boxes_xyxy_px[:, 2:] < sample.boxes_xyxy_px[:, :2]).any(1))
+    if len(turned):
+        box = [round(float(v), 1) for v in sample.boxes_xyxy_px[turned[0]]]
+        raise DatasetError(f"{maker} gave the box {box}; expected x0 <= x1 and y0 <= y1")
     wrong = [int(c) for c in sample.class_ids if not 0 <= c < num_classes]
     if wrong:
         raise DatasetError(f"{maker} gave label {wrong[0]}; expected class indices 0..{num_classes - 1}; map its ids to indices")

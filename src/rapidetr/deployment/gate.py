@@ -23,7 +23,7 @@ from rapidetr.bench.loads import LoadShape, spread_out
 from rapidetr.bench.runner import Instruments, Plan
 from rapidetr.core.clock import StageClock
 from rapidetr.core.detections import Detections
-from rapidetr.core.errors import ConfigError
+from rapidetr.core.errors import ConfigError, NotFinite
 from rapidetr.core.outputs import RawOutput
 from rapidetr.data.records import Dataset
 from rapidetr.deployment.verdict import Evidence, Limits, Verdict, judge
@@ -50,10 +50,6 @@ ended = time.time()
 from rapidetr.bench.memory import peak_process_mb
 print(json.dumps([ended, peak_process_mb()]))
 """
-
-
-class NotFinite(ConfigError):
-    """An engine gave numbers that are not finite."""
 
 
 class Watched:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from rapidetr.core.errors import ConfigError
+from rapidetr.core.errors import NotFinite
 from rapidetr.core.masks import Masks
 from rapidetr.core.outputs import Geometry
 from rapidetr.pixels.resample import neighbors
@@ -20,14 +20,14 @@ from rapidetr.pixels.resample import neighbors
 def upsample_masks(logits: np.ndarray, chosen: Iterable[int], geometry: Geometry) -> Masks:
     """Masks of the whole picture, one for each entry of `chosen` into float [Q, h, w]: bilinear resize above zero.
 
-    Half-pixel centers, no antialias, horizontal first, as torch resizes; not cropped to any box. ConfigError for values
+    Half-pixel centers, no antialias, horizontal first, as torch resizes; not cropped to any box. NotFinite for values
     that are not finite.
     """
     counts: dict[int, np.ndarray] = {}  # a query may have been chosen under several labels
     chosen = [int(q) for q in chosen]
     for q in dict.fromkeys(chosen):
         if not np.isfinite(logits[q]).all():
-            raise ConfigError(f"the network returned mask logits that are not finite (query {q}); try float32, or check the weights")
+            raise NotFinite(f"the network returned mask logits that are not finite (query {q}); try float32, or check the weights")
         counts[q] = runs_above_zero(np.asarray(logits[q], np.float32), geometry)
     return Masks(geometry.full_hw, [counts[q] for q in chosen])
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from rapidetr.core.clock import StageClock
 from rapidetr.core.detections import Detections
-from rapidetr.core.errors import ConfigError
+from rapidetr.core.errors import ConfigError, NotFinite
 from rapidetr.core.labels import LabelSpace
 from rapidetr.core.outputs import Geometry, RawOutput
 from rapidetr.pixels.overlap import overlap
@@ -34,7 +34,7 @@ def select(
 
     The best `max_detections` (the number of queries unless told) of all rows of the head are taken first; of these the
     scores above `threshold` (0..1), the rows with a class (the rest is counted), then `classes`, then the best label of
-    each query, then class-wise suppression above the overlap `nms` (0..1). ConfigError for arguments out of range and
+    each query, then class-wise suppression above the overlap `nms` (0..1). ConfigError for arguments out of range, NotFinite
     for values that are not finite.
     """
     check_request(raw, geometries, labels, threshold, max_detections, nms)
@@ -82,7 +82,7 @@ def check_request(
     if raw.logits.shape[2] != labels.head_rows:
         raise ConfigError(f"the class head has {raw.logits.shape[2]} rows, but the labels describe {labels.head_rows}")
     if not (np.isfinite(raw.logits).all() and np.isfinite(raw.boxes).all()):
-        raise ConfigError("the network returned values that are not finite; try float32, or check the weights")
+        raise NotFinite("the network returned values that are not finite; try float32, or check the weights")
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

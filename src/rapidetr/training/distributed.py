@@ -102,14 +102,18 @@ def join(device: str) -> Iterator[tuple[World, str]]:
     """The World that torchrun's environment describes, and this process's device; a group that exists already is used."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield World(), device
+        with torch.cuda.device(device) if device.startswith("cuda") else _nothing():  # some of torch asks the current one
+            yield World(), device
         return
+    if device.startswith("cuda:"):
+        raise ConfigError(f"device is {device!r} for all {size} processes; expected cuda, of which each takes its own")
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         torch.cuda.set_device(device)
     mine = not distributed.is_initialized()
     if mine:
-        distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
+        # objects, such as everything found in an evaluation, travel through the memory of the CPU
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if device.startswith("cuda") else "gloo", timeout=PATIENCE)
     try:
         yield World(distributed.get_rank(), distributed.get_world_size()), device
     finally:

@@ -8,6 +8,7 @@ had happened.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,8 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from rapidetr.checkpoints.file import Checkpoint, save_checkpoint
-from rapidetr.core.errors import RapidetrError
+from rapidetr.checkpoints.file import Checkpoint, open_checkpoint, save_checkpoint
+from rapidetr.core.errors import ConfigError, NotFinite, RapidetrError
 from rapidetr.data.batches import Loader
 from rapidetr.data.records import Dataset
 from rapidetr.data.sampling import multi_scale_sizes, size_of_step
@@ -34,6 +35,7 @@ from rapidetr.training.stages import Stage, parse_stages, table
 from rapidetr.training.state import Progress, load_state, save_state
 from rapidetr.training.step import Learner, Outcome
 
+PENDING = "last/best"  # weights that a saved state does not know of yet
 ASK_EVERY = 20  # steps between two looks at the clock where several processes must agree
 
 
@@ -86,15 +88,22 @@ def input_sizes(start: Checkpoint, recipe: Recipe) -> tuple[tuple[int, int], ...
 
 
 def fit(course: Course) -> Progress:
-    """Trains until the last epoch or until there is no gain any more; going on where a state was saved."""
+    """Trains until the last epoch or until there is no gain any more; going on where a state was saved.
+
+    RapidetrError where not one evaluation gave numbers.
+    """
     network = course.start.network()
     learner = Learner(network, course.recipe, course.device, course.world)
     seed_everything(course.recipe.seed + course.world.rank)
     if course.state_file.exists():
         progress = load_state(course.state_file, learner)
+        settle_best(course, progress)
         course.say(f"going on at epoch {progress.epoch}, step {progress.step}")
     else:
-        progress = Progress(baseline=score(course, network, "baseline"))
+        baseline = score(course, network, "baseline")
+        if baseline is None:
+            raise ConfigError(f"{course.folder}: the starting model does not answer with numbers; look at its weights")
+        progress = Progress(baseline=baseline)
         save(course, learner, progress)
     course.reporter.begin(progress)
     for line in (*table(course.stages, network), epoch_head(network.config.segmentation)):
@@ -108,6 +117,8 @@ def fit(course: Course) -> Progress:
             finish_epoch(course, learner, progress)
             save(course, learner, progress)
             course.reporter.epoch(progress)
+    if not progress.best:
+        raise RapidetrError(f"{course.folder}: no evaluation gave numbers, so there is no best; start anew with a lower lr, or in float32")
     return progress
 
 
@@ -170,8 +181,9 @@ def finish_epoch(course: Course, learner: Learner, progress: Progress) -> None:
     last = epoch + 1 == course.epochs
     if (epoch + 1) % recipe.evaluate_every == 0 or last:
         networks = networks_to_score(learner, recipe)
-        scores = {kind: score(course, network, f"epoch {epoch}, {kind}") for kind, network in networks.items()}
-        record |= {kind: {n: v for n, v in found.items() if n != "per_class"} for kind, found in scores.items()}
+        found = {kind: score(course, network, f"epoch {epoch}, {kind}") for kind, network in networks.items()}
+        scores = {kind: figures for kind, figures in found.items() if figures is not None}
+        record |= {kind: {n: v for n, v in figures.items() if n != "per_class"} for kind, figures in scores.items()}
         judge(course, progress, networks, scores)
     keep(course, learner.network, "last", {"epoch": epoch, "weights": "raw"})
     if learner.average is not None:
@@ -196,29 +208,49 @@ def networks_to_score(learner: Learner, recipe: Recipe) -> dict[str, RfDetr]:
     return both if recipe.watch == "max" else {recipe.watch: both[recipe.watch]}
 
 
-def score(course: Course, network: RfDetr, what: str) -> dict[str, Any]:
+def score(course: Course, network: RfDetr, what: str) -> dict[str, Any] | None:
     """AP and its kin of the network as a detector: every process predicts its share, the first scores them all and tells the others;
-    {} without a dataset."""
+    {} without a dataset, None where the network answers with what is no number."""
     if course.valid is None:
         return {}
     start, world = course.start, course.world
     detector = Detector.from_module(network, start.labels, preprocessing=start.preprocessing, device=course.device)
-    shares = world.to_first(find(detector, course.valid, rank=world.rank, ranks=world.size))
-    found: dict[str, Any] = {}
-    if world.first:
+    try:
+        share = find(detector, course.valid, rank=world.rank, ranks=world.size)
+    except NotFinite as problem:  # of one process; the others wait for its share
+        course.say(f"{what}: not scored, {problem}")
+        share = None
+    shares, found = world.to_first(share), None
+    if world.first and all(share is not None for share in shares):
         found = describe_score(score_shares(course.valid, shares, max_dets=course.recipe.max_dets), start.config.segmentation)
     return world.from_first(found)
 
 
 def judge(course: Course, progress: Progress, networks: dict[str, RfDetr], scores: dict[str, dict[str, Any]]) -> None:
-    """Keeps the weights in best.safetensors if they are the best; decides whether to stop."""
+    """Keeps the weights if they are the best (`settle_best` makes them best.safetensors); decides whether to stop."""
     epochs = course.recipe.evaluate_every
     points = {kind: found.get("AP", float(progress.epoch)) for kind, found in scores.items()}  # without scores the latest is best
-    if progress.judge.judge(progress.epoch, points):
+    if points and progress.judge.judge(progress.epoch, points):
         kind = progress.judge.best["weights"]
         progress.best = {**progress.judge.best, "AP": None, **scores[kind]}
-        keep(course, networks[kind], "best", {k: progress.best[k] for k in ("epoch", "weights", "AP")})
-    progress.stopped = bool(course.valid) and progress.judge.should_stop(course.recipe, epochs, points)
+        keep(course, networks[kind], PENDING, best_facts(progress))
+    progress.stopped = bool(course.valid) and progress.judge.should_stop(course.recipe, epochs, points or {"none": 0.0})
+
+
+def best_facts(progress: Progress) -> dict[str, Any]:
+    return {k: progress.best[k] for k in ("epoch", "weights", "AP")}
+
+
+def settle_best(course: Course, progress: Progress) -> None:
+    """Puts the new best weights in place once the saved state knows of them; drops those of an epoch that was lost."""
+    pending = course.folder / f"{PENDING}.safetensors"
+    if not (course.world.first and pending.exists()):
+        return
+    facts = open_checkpoint(pending).provenance
+    if progress.best and best_facts(progress).items() <= facts.items():
+        os.replace(pending, course.folder / "best.safetensors")
+    else:
+        pending.unlink()
 
 
 def keep(course: Course, network: RfDetr, name: str, provenance: dict[str, Any]) -> None:
@@ -231,6 +263,7 @@ def keep(course: Course, network: RfDetr, name: str, provenance: dict[str, Any])
 def save(course: Course, learner: Learner, progress: Progress) -> None:
     """The state first, then what people read; a crash between them is mended by the next save."""
     save_state(course.state_file, learner, progress)
+    settle_best(course, progress)
     if course.world.first:
         write_metrics(course.folder, progress.history)
 

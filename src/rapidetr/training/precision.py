@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +18,18 @@ def half_precision(precision: str, device: str) -> torch.dtype | None:
             return None
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return None if precision == "float32" else getattr(torch, precision)
+
+
+@contextmanager
+def fast_products(device: str) -> Iterator[None]:
+    """On CUDA, float32 products in TF32 while a network learns, as in official training; the caller's setting comes back afterwards."""
+    before = torch.get_float32_matmul_precision()
+    if device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def precision_note(precision: str, device: str, root: Path = Path("/")) -> str | None:

@@ -30,7 +30,7 @@ from rapidetr.runtime.load import load, pick_device
 from rapidetr.training.distributed import World, join
 from rapidetr.training.loggers import check_loggers
 from rapidetr.training.loop import Course, Place, fit, input_sizes, state_file
-from rapidetr.training.precision import precision_note
+from rapidetr.training.precision import fast_products, precision_note
 from rapidetr.training.recipe import Recipe, differences
 from rapidetr.training.records import deltas, write_json
 from rapidetr.training.reporter import Reporter
@@ -119,7 +119,8 @@ def train(
             course.save_minutes, course.now = save_minutes, now
             course.on_step = on_step if world.first else None
             try:
-                progress = fit(course)
+                with fast_products(place):
+                    progress = fit(course)
             finally:
                 reporter.close()
             record = _describe(course, progress, plan)
@@ -207,6 +208,8 @@ def _open_folder(folder: Path, plan: dict[str, Any], fresh: bool, say: Callable[
         aside = next(p for n in range(1, 10**6) if not (p := folder.with_name(f"{folder.name}.bak-{n}")).exists())
         folder.rename(aside)
         say(f"{folder}: the old run is kept as {aside}")
+    for left in (*folder.glob(".*.part"), *state_file(folder).parent.glob(".*.part")):  # of a process that was killed while it wrote
+        left.unlink(missing_ok=True)
     if state_file(folder).exists() or (folder / "record.json").exists():
         old = json.loads(file.read_text("utf-8"))
         begun = {**Recipe().to_dict(), **old["recipe"]}  # fields of later releases had their defaults
@@ -268,6 +271,7 @@ def _prepare(
         rank=world.rank,
         workers=workers,
         cache_bytes=cache_bytes,
+        pin=device.startswith("cuda"),
     )
     return Course(recipe, start, loader, parts.valid, folder, world, device, say, reporter)
 

@@ -55,7 +55,7 @@ def make_start(
         return _fresh(model, labels, recipe)
     source = model if recipe.weights == "pretrained" else recipe.weights
     detector = source if isinstance(source, Detector) else load(source, device="cpu", accept_license=accept_license)
-    have, state, mask_notes = detector.config, {n: t.float() for n, t in detector.model.state_dict().items()}, list[str]()
+    have, state, mask_notes = detector.config, {n: t.to("cpu", torch.float32) for n, t in detector.model.state_dict().items()}, list[str]()
     if recipe.weights != "pretrained":
         have, state, mask_notes = _become(variant(describe_model(model)), have, state, recipe.seed)
     rows = labels.head_rows if class_rows == "cyclic" else have.class_rows

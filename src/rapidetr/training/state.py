@@ -86,10 +86,11 @@ def load_state(path: Path, learner: Learner) -> Progress:
             learner.average.network.load_state_dict(_under("average/", tensors))
             learner.average.updates = record["average_updates"]
         _load_optimizer(learner, _under("optimizer/", tensors))
-        learner.scaler.load_state_dict(record["scaler"])
+        if record["scaler"]:  # empty where it was not needed; a run may go on elsewhere, in fp16
+            learner.scaler.load_state_dict(record["scaler"])
         rank = learner.world.rank
         if rank < len(record["generators"]):
-            _restore_generators(_under(f"generator/{rank}/", tensors), record["generators"][rank])
+            _restore_generators(_under(f"generator/{rank}/", tensors), record["generators"][rank], learner.device)
         totals = tensors["totals"].to(learner.device) if "totals" in tensors else None
         return Progress(**{**record["progress"], "totals": totals, "judge": Judge(**record["progress"]["judge"])})
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as problem:
@@ -118,10 +119,10 @@ def _generators(device: str) -> tuple[dict[str, Tensor], list[Any]]:
     return bits, [random.getstate(), [kind, np.asarray(keys).tolist(), *rest]]
 
 
-def _restore_generators(bits: dict[str, Tensor], others: list[Any]) -> None:
+def _restore_generators(bits: dict[str, Tensor], others: list[Any], device: str) -> None:
     torch.set_rng_state(bits["cpu"])
-    if "cuda" in bits and torch.cuda.is_available():
-        torch.cuda.set_rng_state(bits["cuda"])
+    if "cuda" in bits and device.startswith("cuda"):
+        torch.cuda.set_rng_state(bits["cuda"], device)
     (version, words, gauss), (kind, keys, *rest) = others
     random.setstate((version, tuple(words), gauss))
     np.random.set_state((kind, np.array(keys, np.uint32), *rest))
