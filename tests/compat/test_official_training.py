@@ -290,6 +290,11 @@ def test_evaluate_gives_the_official_keys(weights: Path, scenes: Path, tmp_path:
     assert "at most 500 detections" in capsys.readouterr().out
     assert list(model.evaluate(split="val", dataset_dir=scenes, resolution=96)) == [f"val/{key}" for key in plain]
     assert model.detector.size_hw == (64, 64)
+    assert list(model.evaluate(split="val", dataset_dir=scenes, resolution=96, batch_size="auto", device="cpu:0")) == [
+        f"val/{key}" for key in plain
+    ]
+    with pytest.raises(ConfigError, match=r"^device is 'meta'; this model is on cpu: make it with device='meta'$"):
+        model.evaluate(split="val", dataset_dir=scenes, device="meta")
     with pytest.raises(DatasetError, match="no test split; there is train, valid"):
         model.evaluate(dataset_dir=scenes)
     assert "test/F1" in model.evaluate(dataset_dir=scenes, dataset_file="coco")

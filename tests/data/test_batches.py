@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -258,3 +259,20 @@ def test_a_decoder_with_other_pixels_is_not_used(tmp_path: Path, monkeypatch: py
         assert np.array_equal(jpeg.load_pixels(path), load_picture(path).pixels)
     finally:
         jpeg.fast_decoder.cache_clear()
+
+
+def test_what_a_users_transform_gave_lies_inside_and_the_right_way_round(dataset: Dataset) -> None:
+    def moved(sample: Sample, rng: np.random.Generator) -> Sample:
+        return replace(sample, boxes_xyxy_px=sample.boxes_xyxy_px + np.float32(20))
+
+    def mirrored(sample: Sample, rng: np.random.Generator) -> Sample:
+        return replace(sample, boxes_xyxy_px=sample.size_hw[1] - sample.boxes_xyxy_px)
+
+    for batch in load(dataset, custom=moved).epoch(0):
+        for truth in batch.targets:
+            low, high = truth.boxes[:, :2] - truth.boxes[:, 2:] / 2, truth.boxes[:, :2] + truth.boxes[:, 2:] / 2
+            assert (low >= -1e-6).all()
+            assert (high <= 1 + 1e-6).all()
+            assert (truth.boxes[:, 2:] > 0).all()
+    with pytest.raises(DatasetError, match=r"^the last transform gave the box \[.*\]; expected x0 <= x1 and y0 <= y1$"):
+        next(load(dataset, custom=mirrored).epoch(0))

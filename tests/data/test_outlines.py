@@ -7,7 +7,9 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from rapidetr.core.masks import Masks, decode_runs
+from rapidetr.data import records
 from rapidetr.data.outlines import fill_outlines
+from rapidetr.data.records import Annotation, ImageRecord
 
 # pycocotools 2 turns its buffers into arrays in a way that numpy 2 warns about
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -41,3 +43,21 @@ def test_rectangle_on_pixel_borders_fills_exactly_these_pixels() -> None:
 
 def test_no_polygon_gives_an_empty_mask() -> None:
     assert fill_outlines([], (3, 4)).tolist() == [12]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_an_object_without_outline_is_its_box_however_far_it_reaches(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes time and memory by the length of an outline, so only what can be seen is drawn."""
+    rng = np.random.default_rng(seed)
+    size_hw = (int(rng.integers(1, 40)), int(rng.integers(1, 40)))
+    box = np.sort(rng.uniform(-30, 70, (2, 2)), 0)[[0, 0, 1, 1], [0, 1, 0, 1]].round(seed % 3)
+    record = ImageRecord.build([Annotation(0, 0, tuple(box))], path="a.jpg", image_id=1, split="train", size_hw=size_hw, file="a.json")
+    stored = record.boxes_xyxy_px[0].astype(float)
+    x0, y0, x1, y1 = stored
+    expected = reference([np.array([[x0, y0], [x1, y0], [x1, y1], [x0, y1]])], size_hw)
+    assert record.masks() == Masks.from_dense(expected[None])
+    drawn: list[float] = []
+    monkeypatch.setattr(records, "fill_outlines", lambda outline, size: drawn.append(float(np.abs(outline[0]).max())) or np.array([0]))
+    far = Annotation(0, 0, (-1e8, 0.0, 1e8, 5.0))
+    ImageRecord.build([far], path="a.jpg", image_id=1, split="train", size_hw=(6, 8), file="a.json").masks()
+    assert drawn == [9.0]

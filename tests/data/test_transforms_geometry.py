@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from rapidetr.core.errors import DatasetError
+from rapidetr.data import augment as augment_module
 from rapidetr.data.augment import (
     Affine,
     Blur,
@@ -293,9 +294,23 @@ def test_check_names_the_maker_and_the_field() -> None:
         },
         f"it gave pixels float64 [96, 140, 3]; expected uint8 [96, 140, 3] for {n} objects in 96x140 pixels": {"pixels": good.pixels / 255},
         "it gave boxes that are not finite; expected x0, y0, x1, y1 in pixels": {"boxes_xyxy_px": good.boxes_xyxy_px + np.float32(np.inf)},
+        "it gave the box [9.0, 1.0, 3.0, 5.0]; expected x0 <= x1 and y0 <= y1": {
+            "boxes_xyxy_px": np.tile(np.float32([9, 1, 3, 5]), (n, 1))
+        },
         "it gave label 7; expected class indices 0..4; map its ids to indices": {"class_ids": np.full(n, 7)},
     }
     for message, change in bad.items():
         with pytest.raises(DatasetError) as caught:
             check(replace(good, **change), 5, "it")
         assert str(caught.value) == message
+
+
+def test_a_very_thin_picture_keeps_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The smaller copy of the official recipe has its short side given: of 2 x 20,000 pixels it would take 7.5 GB."""
+    thin = Sample(np.zeros((2, 20_000, 3), np.uint8), np.array([[5, 0, 900, 2]], np.float32), np.array([0]))
+    sizes: list[tuple[int, int]] = []
+    real = augment_module.resize
+    monkeypatch.setattr(augment_module, "resize", lambda sample, size_hw: sizes.append(tuple(size_hw)) or real(sample, size_hw))
+    for seed in range(20):
+        assert OfficialResize((64, 64))(thin, np.random.default_rng(seed)).size_hw == (64, 64)
+    assert set(sizes) == {(64, 64)}
