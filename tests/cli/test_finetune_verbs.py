@@ -172,11 +172,58 @@ def test_wrong_input_is_one_line_and_makes_no_run(run, scenes, tmp_path, words, 
         ("--optimizer-options", "{", """expected a JSON object such as {"betas": [0.9, 0.95]}, got '{'"""),
         ("--class-weights", "1,two", "expected numbers separated by commas, or auto, got '1,two'"),
         ("--workers", "-1", "expected a whole number of at least 0, got '-1'"),
+        ("--cache-gb", "nan", "expected a number of at least 0, got 'nan'"),
+        ("--save-minutes", "nan", "expected a number of at least 0, got 'nan'"),
+        ("--save-minutes", "soon", "expected a number of at least 0, got 'soon'"),
     ],
 )
 def test_options_that_cannot_be_read_are_told(run, option, value, message):
     status, _, err = run("train", "data", option, value)
     assert (status, err.splitlines()[-1]) == (2, f"rapidetr train: error: argument {option}: {message}")
+
+
+@pytest.mark.parametrize(("value", "message"), [("1.5", "expected a score between 0 and 1"), ("inf", "expected a number of at least 0")])
+def test_a_threshold_is_a_score(run, value, message):
+    status, _, err = run("evaluate", "nano", "--data", "data", "--threshold", value)
+    assert (status, err.splitlines()[-1]) == (2, f"rapidetr evaluate: error: argument --threshold: {message}, got {value!r}")
+
+
+def test_evaluate_does_not_write_over_the_report_of_a_run(run, trained, scenes):
+    before = {path: path.read_bytes() for path in trained.folder.iterdir() if path.is_file()}
+    status, _, err = run("evaluate", trained.folder, "--data", scenes, "--out", trained.folder)
+    told = f"{trained.folder}: is a run, with a report of its own; name another folder, such as {trained.folder}/valid"
+    assert (status, err) == (2, f"rapidetr: error: {told}\n")
+    assert {path: path.read_bytes() for path in trained.folder.iterdir() if path.is_file()} == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not have such names")
+def test_evaluate_reports_pictures_of_any_name_and_its_numbers_outlive_a_report_that_fails(run, model, scenes, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    shutil.copytree(scenes / "valid", data / "valid")
+    file = data / "valid" / "_annotations.coco.json"
+    record = json.loads(file.read_text())
+    names = ["\u56fe" * 81 + ".jpg", os.fsdecode(b"caf\xe9.jpg"), "plain.jpg"]
+    for image, name in zip(record["images"], names, strict=True):
+        (data / "valid" / image["file_name"]).rename(data / "valid" / name)
+        image["file_name"] = name
+    file.write_text(json.dumps(record))
+    words = ("evaluate", model, "--data", data, "--device", "cpu", "--json")
+    status, out, err = run(*words, "--out", tmp_path / "report")
+    assert status == 0, err
+    told = json.loads((tmp_path / "report" / "report.json").read_text())["image_names"]
+    assert sorted(Path(name).name for name in told) == sorted(names)
+    assert "report.html" in {path.name for path in (tmp_path / "report").iterdir()}
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("rapidetr.training.report.write_files", full)
+    status, out, err = run(*words, "--out", tmp_path / "other")
+    told = f"{tmp_path / 'other'}: the report is incomplete: [Errno 28] No space left on device"
+    assert (status, err.splitlines()[-1]) == (1, f"rapidetr: error: {told}")
+    record = json.loads(out)
+    assert record["problems"] == [told]
+    assert record["boxes"]["metrics"]["AP"] is not None
 
 
 def test_every_field_of_the_recipe_is_an_option():

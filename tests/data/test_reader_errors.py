@@ -105,7 +105,7 @@ COCO_ERRORS: list[tuple[Change, str, str]] = [
     (set_in("images", id=1), "bad-image", "image 1 repeats id 1; give each image its own id"),
     (set_in("images", id=None), "bad-image", "image 1 has id None; expected a whole number or a text"),
     (set_in("images", height=10**6, width=10**6), "bad-image",
-     "image 1 has height 1000000 and width 1000000; expected pixels, at most 268435456 in all"),
+     "image 1 has height 1000000 and width 1000000; expected whole numbers of pixels, at most 268435456 in all"),
     (set_in("images", file_name="../../etc/passwd"), "unsafe-path", "image 1 has file_name '../../etc/passwd'" + NAME_WANTED),
     (set_in("images", file_name="a/.."), "unsafe-path", "image 1 has file_name 'a/..'" + NAME_WANTED),
     (set_in("images", file_name="a\0.png"), "unsafe-path", None),

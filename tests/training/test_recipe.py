@@ -40,6 +40,8 @@ def test_recipe_goes_to_json_and_back() -> None:
         ({"seed": -1}, "seed is -1; expected a whole number, 0 to 2.14748e+09"),
         ({"bbox": -5}, "bbox is -5; expected 0 to 1e+06"),
         ({"class_weights": (1.0, -1.0)}, "class_weights are (1.0, -1.0); expected numbers of at least 0, or auto"),
+        ({"class_weights": (1.0, float("inf"))}, "class_weights are (1.0, inf); expected numbers of at least 0, or auto"),
+        ({"class_weights": (float("nan"),)}, "class_weights are (nan,); expected numbers of at least 0, or auto"),
         ({"class_weights": "rare"}, "class_weights are ('r', 'a', 'r', 'e'); expected numbers of at least 0, or auto"),
         ({"version": 9}, "recipe version is 9; this release trains version 1"),
         ({"size_hw": (1, 2, 3)}, "size_hw is (1, 2, 3); expected (height, width)"),
@@ -104,6 +106,22 @@ def test_wrong_optimizers_are_named() -> None:
         make_optimizer(cases.network("tiny_det"), Recipe(optimizer="SparseAdam"))
     with pytest.raises(ConfigError, match=r"^optimizer SGD with options \{'beta': 1\} cannot be made: "):
         make_optimizer(cases.network("tiny_det"), Recipe(optimizer="SGD", optimizer_options={"beta": 1}))
+    with pytest.raises(ConfigError, match=r"^optimizer AdamW with options \{'betas': \[0.9\].*\} cannot be made: "):
+        make_optimizer(cases.network("tiny_det"), Recipe(optimizer_options={"betas": [0.9]}))
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ("weight_decay", "decay is the recipe's weight_decay, not of all parameters"),
+        ("lr", "rates are the recipe's, lr and lr_encoder"),
+        ("differentiable", "steps are not differentiated"),
+    ],
+)
+def test_options_that_would_change_nothing_or_break_steps_are_refused(option: str, why: str) -> None:
+    with pytest.raises(ConfigError) as problem:
+        make_optimizer(cases.network("tiny_det"), Recipe(optimizer_options={option: 0.5}))
+    assert str(problem.value) == f"optimizer option {option}: {why}"
 
 
 def test_schedules() -> None:

@@ -92,6 +92,25 @@ def rate(text: str) -> float:
     return value
 
 
+def amount(text: str) -> float:
+    """Argparse type: a number of at least 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number of at least 0, got {text!r}")
+    return value
+
+
+def score(text: str) -> float:
+    """Argparse type: a number from 0 to 1."""
+    value = amount(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"expected a score between 0 and 1, got {text!r}")
+    return value
+
+
 def part(text: str) -> float:
     """Argparse type: 0.05 of '5%' or '0.05'."""
     try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from rapidetr.cli.console import Console
-from rapidetr.cli.options import at_least, size_hw
+from rapidetr.cli.options import amount, at_least, size_hw
 
 if TYPE_CHECKING:
     from rapidetr.training.loop import Place
@@ -33,10 +33,10 @@ def add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--model", default="nano", metavar="NAME|FILE|RUN", help="what to start from (default: nano)")
     parser.add_argument("--format", choices=("coco", "yolo", "voc"), help="where it cannot be told from the files")
     parser.add_argument("--fresh", action="store_true", help="start anew; a run in --out is kept as OUT.bak-1, -2, ...")
-    parser.add_argument("--save-minutes", type=float, default=10.0, metavar="M", help="a crash loses at most this much (default: 10)")
+    parser.add_argument("--save-minutes", type=amount, default=10.0, metavar="M", help="a crash loses at most this much (default: 10)")
     parser.add_argument("--workers", type=at_least(0), default=0, metavar="N", help="processes that make batches ahead (default: 0)")
     parser.add_argument("--accept-license", metavar="NAME", help="PML-1.0, for weights under it that you bring")
-    parser.add_argument("--cache-gb", type=float, default=0.0, metavar="G", help="memory for decoded pictures (default: 0)")
+    parser.add_argument("--cache-gb", type=amount, default=0.0, metavar="G", help="memory for decoded pictures (default: 0)")
     parser.add_argument("--loggers", default="", metavar="A,B", help="of tensorboard, wandb and mlflow; metrics.jsonl is always there")
     parser.add_argument("--report", action=BooleanOptionalAction, default=True, help="draw batches, curves and report.html (default: yes)")
     group = parser.add_argument_group("recipe")

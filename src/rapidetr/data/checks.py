@@ -67,6 +67,9 @@ def _check_borders(box: np.ndarray, real_hw: tuple[int, int], place: str) -> Ite
 def check_classes(dataset: Dataset) -> Iterator[tuple[str, str]]:
     """Classes of one name, classes without objects, and how far the rest lie apart (in the train split, where it matters)."""
     counts, names = dataset.class_counts, dataset.labels.names
+    if dataset.split == "train" and dataset.images and not dataset.class_counts.sum():
+        first = dataset.images[0]
+        yield "no-objects", f"{len(dataset)} images; those of {first.path} were looked for in {first.file}"
     for name in sorted({name for name in names if names.count(name) > 1}):
         yield "repeated-class", f"{name} ({names.count(name)} times)"
     for i in np.flatnonzero(counts == 0):

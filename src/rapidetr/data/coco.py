@@ -11,7 +11,7 @@ import numpy as np
 
 from rapidetr.core.errors import ConfigError, DatasetError
 from rapidetr.core.labels import LabelSpace
-from rapidetr.core.masks import counts_of_rle
+from rapidetr.core.masks import Masks, counts_of_rle
 from rapidetr.data.files import SPLIT_WORDS, Source, list_folders, locate, read_json, split_name
 from rapidetr.data.records import Annotation, Dataset, Flaw, ImageRecord, Outline, Problems, check_length, describe_ids, enclose
 
@@ -119,7 +119,9 @@ def _read_categories(raw: list[Any], file: str) -> dict[int, dict[str, Any]]:
             raise DatasetError(f"coco: {file} category {number} is {str(category)[:80]}; expected a whole number 'id' and a text 'name'")
         if category["id"] in categories:
             raise DatasetError(f"coco: {file} category {number} repeats id {category['id']}; give each class its own id")
-        categories[category["id"]] = category
+        categories[int(category["id"])] = category
+    if not categories:
+        raise DatasetError(f"coco: {file} lists no category; expected at least one in 'categories'")
     return categories
 
 
@@ -149,6 +151,7 @@ def _read_image(raw: Any, source: Source) -> tuple[int | str, str, Size]:
     image_id, name = image.get("id"), image.get("file_name")
     if not _is_int(image_id) and not isinstance(image_id, str):
         raise Flaw("bad-image", f"has id {str(image_id)[:80]}; expected a whole number or a text")
+    image_id = image_id if isinstance(image_id, str) else int(image_id)
     path = locate(name, source)
     if path is None:
         raise Flaw("unsafe-path", f"has file_name {str(name)[:200]!r}; expected a name inside the dataset folder")
@@ -156,8 +159,9 @@ def _read_image(raw: Any, source: Source) -> tuple[int | str, str, Size]:
     if not height or not width:
         return image_id, path, None
     if not (_is_int(height) and _is_int(width) and min(height, width) > 0 and height * width <= MAX_PIXELS):
-        raise Flaw("bad-image", f"has height {str(height)[:20]} and width {str(width)[:20]}; expected pixels, at most {MAX_PIXELS} in all")
-    return image_id, path, (height, width)
+        told = f"has height {str(height)[:20]} and width {str(width)[:20]}"
+        raise Flaw("bad-image", f"{told}; expected whole numbers of pixels, at most {MAX_PIXELS} in all")
+    return image_id, path, (int(height), int(width))
 
 
 def _read_annotation(
@@ -171,19 +175,31 @@ def _read_annotation(
     if not _is_int(category) or category not in categories:
         raise Flaw("wrong-class", f"has category {str(category)[:80]}, but the file lists {describe_ids(categories)}")
     if category not in index_of:
-        raise Flaw("wrong-class", f"has category {category} ({categories[category]['name']}), which the train split does not have")
+        name = categories[category]["name"]
+        others = any(c.get("supercategory") == name and i != category for i, c in categories.items())
+        unused = "; there it is a group of other classes without annotations: annotate it there, or name another class" if others else ""
+        raise Flaw("wrong-class", f"has category {category} ({name}), which the train split does not have{unused}")
     outline = _read_outline(raw.get("segmentation"), images[image_id][1])
-    box, area = _read_box(raw.get("bbox"), outline), raw.get("area")
+    box, area = _read_box(raw.get("bbox"), outline, images[image_id][1]), raw.get("area")
     known_area = area if _is_number(area) and area >= 0 else None
     return image_id, Annotation(number, index_of[category], box, outline, bool(raw.get("iscrowd")), known_area)
 
 
-def _read_box(raw: Any, outline: Outline) -> tuple[float, float, float, float]:
+def _read_box(raw: Any, outline: Outline, size_hw: Size) -> tuple[float, float, float, float]:
     if raw is None and isinstance(outline, tuple):
         return enclose(np.concatenate(outline))
+    if raw is None and isinstance(outline, dict) and size_hw:
+        return _enclose_mask(Masks(size_hw, [counts_of_rle(outline, size_hw)]))
     if not isinstance(raw, list) or len(raw) != 4 or not all(map(_is_number, raw)) or min(raw[2:]) < 0:
         raise Flaw("bad-box", f"has bbox {str(raw)[:80]}; expected [x, y, width, height] in pixels")
     return float(raw[0]), float(raw[1]), float(raw[0]) + raw[2], float(raw[1]) + raw[3]
+
+
+def _enclose_mask(masks: Masks) -> tuple[float, float, float, float]:
+    (top, left), part = masks.crop(0)
+    if not part.any():
+        raise Flaw("bad-outline", "has no bbox, and a segmentation without a pixel; expected one of the two")
+    return float(left), float(top), float(left + part.shape[1]), float(top + part.shape[0])
 
 
 def _read_outline(raw: Any, size_hw: Size) -> Outline:
@@ -217,7 +233,8 @@ def _note_oddities(data: dict[str, Any], file: str, problems: Problems) -> None:
 
 
 def _is_int(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whole numbers; some programs write 224.0, which is equal to 224 wherever it is looked up."""
+    return (isinstance(value, int) and not isinstance(value, bool)) or (isinstance(value, float) and value.is_integer())
 
 
 def _is_number(value: Any) -> TypeGuard[float]:

@@ -28,6 +28,12 @@ SEVERITIES = ("error", "warning", "note")
 KINDS: dict[str, tuple[str, str, str]] = {
     "broken-file": ("error", "the {split} split cannot be used", "export it again"),
     "empty-split": ("error", "the {split} split cannot be used", "add images to it, or remove it"),
+    "no-objects": (
+        "error",
+        "there is nothing to learn: all {of} images of {split} are without objects",
+        "see where annotations are expected",
+    ),
+    "missing-folder": ("error", "all images of {n} folders are lost", "correct the path, or remove the entry"),
     "unknown-image": ("error", "{n} annotations are lost", "list the image, or remove the annotations"),
     "wrong-class": ("error", "{n} annotations are lost", "add the class to the train split, or correct the number"),
     "bad-box": ("error", "{n} annotations are lost", "correct the numbers"),

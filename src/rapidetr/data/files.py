@@ -27,7 +27,9 @@ EXIF_ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)
 
 @dataclass(frozen=True)
 class Source:
-    """Where one split lies. `listing` is the VOC file that names its pictures; `folders` are searched in order."""
+    """Where one split lies. `listing` is the VOC file that names its pictures; `folders` are searched in order; `missing` are
+    those that a data.yaml names and that are not there.
+    """
 
     split: str
     format: str
@@ -35,6 +37,7 @@ class Source:
     annotations: Path
     folders: tuple[Path, ...]
     listing: Path | None = None
+    missing: tuple[str, ...] = ()
 
     def name(self, path: Path | str) -> str:
         """`path` as messages show it: relative to the root where it lies inside."""
@@ -71,8 +74,14 @@ def read_json(path: Path) -> Any:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Pictures in a folder and below, sorted by name."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    """Pictures in a folder and below, sorted by name; hidden ones are no pictures but what other programs leave."""
+    found = (p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not is_hidden(p, folder))
+    return sorted(p for p in found if p.is_file())
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+    """._a.jpg of macOS, .ipynb_checkpoints/a.jpg of Jupyter."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def list_folders(folder: Path) -> list[Path]:

@@ -21,7 +21,8 @@ ROWS = 512  # thumbnails compared at a time: 512 x N floats of memory
 def check_copies(datasets: Mapping[str, Dataset], looks: Mapping[str, Sequence[Look]]) -> Iterator[tuple[str, str, str, str]]:
     """(kind, split, other split, example) for each picture that an earlier one, in this or another split, repeats.
 
-    Splits are compared in the order train, valid, test; a split whose pictures are all in another one is a copied split.
+    Splits are compared in the order train, valid, test; a split whose pictures are all in another one, as they are or saved anew, is
+    a copied split.
     """
     spots = [(s, r.path, k) for s, d in datasets.items() for k, r in enumerate(d.images)]
     seen = [looks[s][k] for s, _, k in spots]
@@ -30,14 +31,14 @@ def check_copies(datasets: Mapping[str, Dataset], looks: Mapping[str, Sequence[L
     near = _first_alike(np.array([seen[i].thumb for i in distinct])) if distinct else []
     found = [(i, j, "") for i, j in enumerate(exact) if j is not None]
     found += [(distinct[i], distinct[j], "near-") for i, j in enumerate(near) if j is not None]
-    leaks = Counter((spots[i][0], spots[j][0]) for i, j, prefix in found if not prefix)
+    leaks = Counter((spots[i][0], spots[j][0]) for i, j, _ in found)
     for i, j, prefix in found:
         split, other = spots[i][0], spots[j][0]
         example = f"{split} {Path(spots[i][1]).name} = {other} {Path(spots[j][1]).name}"
         if split == other:
             yield f"{prefix}duplicate", split, "", example
         else:
-            copied = not prefix and leaks[split, other] == len(datasets[split])
+            copied = leaks[split, other] == len(datasets[split])
             yield "copied-split" if copied else f"{prefix}leak", split, other, example
 
 

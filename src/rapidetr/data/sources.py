@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from rapidetr.core.errors import DatasetError
 from rapidetr.core.labels import LabelSpace
+from rapidetr.core.masks import Masks
 from rapidetr.data.jpeg import load_pixels
 from rapidetr.data.records import Dataset
 from rapidetr.data.samples import Sample, check
-from rapidetr.data.transforms import clip
+from rapidetr.data.transforms import clip, resize, resize_masks
 from rapidetr.pixels.decode import decode
+
+MASK_BYTES = 1 << 28  # of one picture; 60 objects in 12 megapixels would take 0.7 GB
 
 
 class Items(Protocol):
@@ -39,8 +44,9 @@ class RecordSource:
 
     def __call__(self, index: int) -> Sample:
         record, pixels = self.images[index], self.pixels(index)
-        masks = record.masks(pixels.shape[:2]).dense() if self.masks else None
-        sample = Sample(pixels, record.boxes_xyxy_px, record.class_ids, masks, record.path)
+        sample = Sample(pixels, record.boxes_xyxy_px, record.class_ids, None, record.path)
+        if self.masks:
+            sample = with_masks(sample, record.masks(sample.size_hw))
         return clip(sample.keep(~record.crowd) if record.crowd.any() else sample)
 
     def pixels(self, index: int) -> np.ndarray:
@@ -53,6 +59,17 @@ class RecordSource:
             pixels.flags.writeable = False
             self.cached[index] = pixels
         return pixels
+
+
+def with_masks(sample: Sample, masks: Masks) -> Sample:
+    """The sample with its masks, made smaller where they would take more than MASK_BYTES: transforms hold several copies of them."""
+    need = len(masks) * sample.pixels.shape[0] * sample.pixels.shape[1]
+    if need <= MASK_BYTES:
+        return replace(sample, masks=masks.dense())
+    part = math.sqrt(MASK_BYTES / need)
+    height, width = (max(1, int(side * part)) for side in sample.size_hw)
+    small = [resize_masks(masks[i : i + 1].dense(), (height, width)) for i in range(len(masks))]
+    return replace(resize(sample, (height, width)), masks=np.concatenate(small))
 
 
 class ItemSource:

@@ -43,11 +43,14 @@ def resize(sample: Sample, size_hw: tuple[int, int]) -> Sample:
         return sample
     (h, w), (height, width) = sample.size_hw, size_hw
     boxes = sample.boxes_xyxy_px * np.array([width / w, height / h] * 2, np.float32)
-    masks = sample.masks
-    if masks is not None:
-        rows, columns = (((np.arange(new) + 0.5) * (old / new)).astype(np.intp) for old, new in ((h, height), (w, width)))
-        masks = masks.take(rows, 1).take(columns, 2)
+    masks = None if sample.masks is None else resize_masks(sample.masks, size_hw)
     return replace(sample, pixels=resize_antialiased(sample.pixels, size_hw), boxes_xyxy_px=boxes, masks=masks)
+
+
+def resize_masks(masks: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """bool [n, H, W] at another size, by the nearest pixel."""
+    rows, columns = (((np.arange(new) + 0.5) * (old / new)).astype(np.intp) for old, new in zip(masks.shape[1:], size_hw, strict=True))
+    return masks.take(rows, 1).take(columns, 2)
 
 
 def crop(sample: Sample, top: int, left: int, size_hw: tuple[int, int]) -> Sample:

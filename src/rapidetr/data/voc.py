@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 
 from rapidetr.core.errors import DatasetError
 from rapidetr.core.labels import LabelSpace
-from rapidetr.data.files import SPLIT_WORDS, Source, is_inside, list_folders, list_images, read_text, split_name
+from rapidetr.data.files import SPLIT_WORDS, Source, is_hidden, is_inside, list_folders, list_images, read_text, split_name
 from rapidetr.data.records import Annotation, Dataset, Flaw, ImageRecord, Problems
 
 MAX_SIDE = 1e7
@@ -22,7 +22,7 @@ def find_voc(path: Path) -> dict[str, Source]:
     if not path.is_dir():
         return {}
     below = list_folders(path)
-    beside = {split: Source(split, "voc", path, f, (f,)) for f in below if (split := split_name(f.name)) and any(f.glob("*.xml"))}
+    beside = {split: Source(split, "voc", path, f, (f,)) for f in below if (split := split_name(f.name)) and _list_xml(f)}
     places = [path, *below, *(g for f in below for g in list_folders(f))]
     places = [f for f in places if (f / "Annotations").is_dir() and (f / "JPEGImages").is_dir()]
     if len(places) > 1:
@@ -61,8 +61,12 @@ def read_voc(source: Source, labels: LabelSpace | None, problems: Problems) -> D
 
 def _list_stems(source: Source) -> list[str]:
     if source.listing is None:
-        return sorted(p.stem for p in source.annotations.glob("*.xml"))
+        return _list_xml(source.annotations)
     return [_stem(line.strip(), source) for line in read_text(source.listing).splitlines() if line.strip()]
+
+
+def _list_xml(folder: Path) -> list[str]:
+    return sorted(p.stem for p in folder.glob("*.xml") if not is_hidden(p, folder))
 
 
 def _stem(line: str, source: Source) -> str:

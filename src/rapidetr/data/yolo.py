@@ -10,7 +10,7 @@ import numpy as np
 
 from rapidetr.core.errors import BackendMissing, DatasetError
 from rapidetr.core.labels import LabelSpace
-from rapidetr.data.files import SPLIT_WORDS, TEXT_BYTES, Source, list_images, locate, read_size_hw, read_text, split_name
+from rapidetr.data.files import SPLIT_WORDS, TEXT_BYTES, Source, is_hidden, list_images, locate, read_size_hw, read_text, split_name
 from rapidetr.data.records import Annotation, Dataset, Flaw, ImageRecord, Problems, check_length, describe_ids, enclose
 
 MAX_DEPTH = 4  # of lists and tables in data.yaml; PyYAML takes minutes over thousands
@@ -68,10 +68,12 @@ def _find_folders(file: Path, data: dict[str, Any]) -> dict[str, Source]:
     for key, value in data.items():
         split = SPLIT_WORDS.get(key)
         entries = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str) and v]
-        folders = [place for v in entries if (place := _heal(file.parent, str(data.get("path") or ""), v, split or ""))]
-        if split and folders:
-            found[split] = Source(split, "yolo", file.parent, file, tuple(folders))
-    if not found:
+        places = {v: _heal(file.parent, str(data.get("path") or ""), v, split or "") for v in entries}
+        folders = tuple(place for place in places.values() if place)
+        missing = tuple(f"{key}: {v}" for v, place in places.items() if place is None)
+        if split and (folders or (missing and split != "test")):  # files often name a test split that nobody made
+            found[split] = Source(split, "yolo", file.parent, file, folders, missing=missing)
+    if not any(source.folders for source in found.values()):
         raise DatasetError(f"{file}: none of its folders is there, as written or beside the file; expected images of train and val")
     return found
 
@@ -98,6 +100,9 @@ def _heal(base: Path, start: str, entry: str, split: str) -> Path | None:
 def read_yolo(source: Source, labels: LabelSpace | None, problems: Problems) -> Dataset:
     """One split; class order is the order of `names`. Pictures without a label file are empty."""
     labels = labels or read_names(source.annotations)
+    for entry in source.missing:
+        told = f"has {entry[:200]!r}, which is neither beside it nor as written; correct the path, or remove the entry"
+        problems.add(source.name(source.annotations), Flaw("missing-folder", told))
     pictures = [p for folder in source.folders for p in _list_pictures(folder, source, problems)]
     records = []
     for image_id, picture in enumerate(pictures, 1):
@@ -204,6 +209,6 @@ def _read_line(number: int, line: str, size_hw: tuple[int, int], labels: LabelSp
 def _note_orphans(pictures: list[Path], source: Source, problems: Problems) -> None:
     expected = {label_file(p) for p in pictures}
     for folder in sorted({f.parent for f in expected}):
-        for file in sorted(folder.glob("*.txt")):
+        for file in sorted(f for f in folder.glob("*.txt") if not is_hidden(f, folder)):
             if file not in expected and file.name != "classes.txt" and file not in source.folders:
                 problems.note("label-without-image", source.name(file), "belongs to no picture")

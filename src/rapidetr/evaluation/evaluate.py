@@ -165,12 +165,18 @@ def score(truths: Truths, found: Found, *, max_dets: int = 100, threshold: float
     Confusion and pictures are counted above `threshold`, by default that of the best F1.
     """
     _check_max_dets(max_dets)
+    _check_threshold(threshold)
     found.check(truths)
     found = found.limited(max_dets)
     boxes = measure(truths, found, max_dets, threshold, masks=False)
     both = truths.rles is not None and found.rles is not None
     masks = measure(truths, found, max_dets, threshold, masks=True) if both else None
     return Evaluation(truths.class_names, truths.image_names, max_dets, boxes, masks, notes)
+
+
+def _check_threshold(threshold: float | None) -> None:
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise ConfigError(f"threshold is {threshold}; expected a score between 0 and 1")
 
 
 def _check_max_dets(max_dets: int) -> None:

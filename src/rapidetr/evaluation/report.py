@@ -114,12 +114,12 @@ class Evaluation:
 
 
 def plain(value: Any) -> Any:
-    """JSON types of numbers, arrays and dicts of them; NaN becomes None."""
+    """JSON types of numbers, arrays and dicts of them; what is no finite number becomes None."""
     if isinstance(value, dict):
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, np.ndarray | list):
         return [plain(v) for v in (value.tolist() if isinstance(value, np.ndarray) else value)]
-    return None if isinstance(value, float) and math.isnan(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _number(value: float) -> str:

@@ -18,6 +18,13 @@ from rapidetr.training.recipe import Recipe
 
 _NO_DECAY = ("gamma", "pos_embed", "rel_pos", "bias", "norm", "embeddings")  # by official name, encoder only
 
+_OURS = {  # options that groups set for themselves, or that steps cannot have
+    "lr": "rates are the recipe's, lr and lr_encoder",
+    "weight_decay": "decay is the recipe's weight_decay, not of all parameters",
+    "params": "what learns is told by stages",
+    "differentiable": "steps are not differentiated",
+}
+
 
 def rate_and_decay(official: str, parameter: nn.Parameter, config: ModelConfig, recipe: Recipe) -> tuple[float, float]:
     """Learning rate and weight decay of the parameter that official files call `official`.
@@ -61,12 +68,14 @@ def make_optimizer(network: RfDetr, recipe: Recipe) -> Optimizer:
     if recipe.optimizer not in kinds:
         raise ConfigError(f"optimizer is {recipe.optimizer!r}; expected one of {', '.join(sorted(kinds))}")
     groups, options = parameter_groups(network, recipe), dict(recipe.optimizer_options or {})
+    if refused := sorted(options.keys() & _OURS):
+        raise ConfigError(f"optimizer option {', '.join(refused)}: {'; '.join(_OURS[name] for name in refused)}")
     fusible = recipe.optimizer in ("Adam", "AdamW") and next(network.parameters()).device.type in ("cpu", "cuda")
     if fusible and not options.keys() & {"foreach", "differentiable"}:  # which torch does not fuse
         options.setdefault("fused", True)  # one pass over memory
     try:
         return kinds[recipe.optimizer](groups, lr=recipe.lr, **options)
-    except (TypeError, ValueError, RuntimeError) as problem:
+    except (TypeError, ValueError, RuntimeError, LookupError) as problem:
         raise ConfigError(f"optimizer {recipe.optimizer} with options {options} cannot be made: {problem}") from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -84,7 +85,9 @@ class Recipe:
         for name in ("size_hw", "class_weights"):
             if getattr(self, name) not in (None, "auto"):
                 object.__setattr__(self, name, tuple(getattr(self, name)))
-        if self.class_weights not in (None, "auto") and not all(isinstance(w, int | float) and w >= 0 for w in self.class_weights):
+        if self.class_weights not in (None, "auto") and not all(
+            isinstance(w, int | float) and 0 <= w < math.inf for w in self.class_weights
+        ):
             raise ConfigError(f"class_weights are {self.class_weights}; expected numbers of at least 0, or auto")
         if isinstance(self.size_hw, tuple) and len(self.size_hw) != 2:
             raise ConfigError(f"size_hw is {self.size_hw}; expected (height, width)")

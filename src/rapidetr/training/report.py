@@ -23,6 +23,7 @@ from rapidetr.training.records import SHOWN, flatten
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+STEM = 40  # characters of a picture's name in the name of another file: at most 160 bytes
 Files = dict[str, bytes]  # by path relative to a folder
 
 
@@ -75,7 +76,12 @@ def run_report(folder: Path, record: dict[str, Any], valid: Dataset | None, open
     sections += [Section("Augmented batches", "What the first steps learned from.", pictures=batches)] if batches else []
     sections.append(Section("Recipe", "A star marks what is not the default.", _recipe_table(record["recipe"])))
     page = render_page(f"Run {folder.name}", sections, record={**record, "evaluation": found})
-    return {**files, "report.html": page.encode("utf-8")}
+    return {**files, "report.html": as_bytes(page)}
+
+
+def as_bytes(page: str) -> bytes:
+    """UTF-8; what file names have that is none stands there as an escape."""
+    return page.encode("utf-8", "backslashreplace")
 
 
 def evaluation_report(found: Evaluation, detector: Detector, dataset: Dataset, *, resize: str = "evaluate", **about: str) -> Files:
@@ -83,7 +89,7 @@ def evaluation_report(found: Evaluation, detector: Detector, dataset: Dataset, *
     record = {**about, **found.to_dict()}
     sections, files = evaluation_parts(found, detector, dataset, resize, about)
     page = render_page(f"Evaluation of {about.get('model', detector.config.name)}", sections, record=record)
-    return {**files, "report.json": (json.dumps(record) + "\n").encode("utf-8"), "report.html": page.encode("utf-8")}
+    return {**files, "report.json": (json.dumps(record) + "\n").encode("utf-8"), "report.html": as_bytes(page)}
 
 
 def evaluation_parts(
@@ -95,7 +101,9 @@ def evaluation_parts(
     pairs = worst_pairs(detector, dataset, found, resize=resize)
     worst = [(pair.caption, draw_pair(pair.path, pair.truth, pair.found)) for pair in pairs]
     files = {"report.json": (json.dumps(record) + "\n").encode("utf-8")} | {f"{name}.png": to_png(c) for name, c in charts.items()}
-    files |= {f"worst/{i:02}-{Path(p.path).stem}.jpg": content for i, (p, (_, content)) in enumerate(zip(pairs, worst, strict=True), 1)}
+    files |= {
+        f"worst/{i:02}-{Path(p.path).stem[:STEM]}.jpg": content for i, (p, (_, content)) in enumerate(zip(pairs, worst, strict=True), 1)
+    }
     return evaluation_sections(record, charts.values(), worst), files
 
 

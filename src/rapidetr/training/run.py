@@ -166,6 +166,12 @@ def _read(
     dataset = read_dataset(data, "train", format=format)
     if not dataset.images:
         raise DatasetError(f"{data}: its train split has no images; expected at least one, look with: rapidetr doctor {data}")
+    if not dataset.class_counts.sum():
+        first = dataset.images[0]
+        raise DatasetError(
+            f"{data}: its train split has {len(dataset)} images and no object, so there is nothing to learn; "
+            f"objects of {first.path} were looked for in {first.file}"
+        )
     scored = next((name for name in ("valid", "test") if name in find_splits(data, format=format)), None)
     if valid is None and scored is None:
         say(f"{data}: has no valid split; nothing is scored, the last weights count as the best")
