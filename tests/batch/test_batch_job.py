@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,11 @@ import rapidetr
 from rapidetr.batch.job import Job, finish, read_record, read_results
 from rapidetr.batch.predictor import ATTEMPTS, Predictor
 from rapidetr.batch.recipe import pin_model
-from rapidetr.batch.run import run_here
+from rapidetr.batch.run import plan_of, run_here
 from rapidetr.batch.store import Store
 from rapidetr.core.errors import ConfigError, RapidetrError
 from rapidetr.runtime.artifact import Manifest, write_artifact
+from rapidetr.runtime.lock import sha256_of
 
 Start = Callable[..., tuple[Job, Predictor]]
 PREDICT = Predictor.predict
@@ -361,3 +363,34 @@ def test_the_model_is_pinned_by_absolute_path(tiny: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tiny.parent)
     assert pin_model(tiny.name).source == str(tiny)
     assert pin_model("pico").source == "pico"
+
+
+def test_weights_that_change_under_a_job_are_not_mixed(start: Start, photos: Path, tiny: Path, make_tiny: Any, tmp_path: Path) -> None:
+    live, moved = tmp_path / "live.safetensors", tmp_path / "moved.safetensors"
+    live.write_bytes(tiny.read_bytes())
+    job, predictor = start(photos, model=live)
+    whole = done(job, predictor)
+    (tmp_path / "out" / "records" / "00000001.json").unlink()
+    live.write_bytes(make_tiny("tiny_seg").read_bytes())
+    moved.write_bytes(tiny.read_bytes())
+    job, predictor = start(photos, model=moved)  # the same weights, elsewhere
+    with pytest.raises(RapidetrError, match=r"live.safetensors: is another model than the one the job began with \(its sha256 is "):
+        done(job, predictor)
+    assert done(job, Predictor(plan_of(job, str(moved), device="cpu", batch_size=2)))["detections"] == whole["detections"]
+
+
+def test_a_folder_of_any_name_can_be_gone_on_with(start: Start, photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "o[3]*"
+    whole = done(*start(photos, out=out))
+    (out / "records" / "00000001.json").unlink()
+    assert done(*start(photos, out=out))["detections"] == whole["detections"]
+    assert len(list(read_results(str(out)))) == 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not have such names")
+def test_names_that_are_no_text_go_into_parquet_as_escapes(start: Start, photos: Path, tmp_path: Path) -> None:
+    (photos / "00.png").rename(photos / os.fsdecode(b"caf\xe9.png"))
+    assert done(*start(photos, format="parquet"))["failed"] == 0
+    names = {Path(row["file_name"]).name for row in read_results(str(tmp_path / "out"))}
+    assert "caf\\udce9.png" in names
+    assert len(sha256_of(photos)) == 64

@@ -130,6 +130,14 @@ def test_classes_are_names_or_indices_and_a_name_goes_first(run, model, pictures
         (("--overlap", "1", "--tile", "32"), "tiles of 32x32 with overlap 1.0; expected at least one pixel and 0 <= overlap < 1"),
         (("--out", "photos"), "photos: holds pictures that are to be predicted; choose another --out, or --no-pictures"),
         (("--out", "photos/one.png"), "photos/one.png: is a file; expected a folder for the annotated pictures"),
+        (
+            ("--save-json", "photos/one.png"),
+            "photos/one.png: is a picture that is to be predicted, or named twice; choose another file to write",
+        ),
+        (
+            ("--save-json", "a.json", "--coco", "a.json"),
+            "a.json: is a picture that is to be predicted, or named twice; choose another file to write",
+        ),
         (("--save-json", "photos"), "photos: is a folder; expected the name of a file to write"),
         (("--decoder-layers", "9"), "decoder_layers is 9; tiny-det has 1 to 2"),
     ],

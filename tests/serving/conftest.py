@@ -88,7 +88,7 @@ class Client:
     """httpx for an app in this process; any thread may call it."""
 
     def __init__(self, app: FastAPI, portal: BlockingPortal) -> None:
-        self.portal = portal
+        self.app, self.portal = app, portal
         self.http = httpx.AsyncClient(transport=httpx.ASGITransport(app, raise_app_exceptions=False), base_url="http://test", timeout=30)
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:

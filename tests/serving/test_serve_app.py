@@ -6,16 +6,21 @@ import base64
 import io
 import json
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import anyio
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.applications import Starlette
 from starlette.requests import Request
+from starlette.routing import Mount
 
 import rapidetr
 from rapidetr.core.clock import STAGES
@@ -506,3 +511,43 @@ def test_who_leaves_is_no_failure_of_the_server(caplog: pytest.LogCaptureFixture
         portal.call(guard, scope, receive, send)
     assert (sent, caplog.records, guard.held_bytes) == ([], [], 0)
     assert 'rapidetr_requests_total{method="POST",path="/v1/predict",status="499"} 1.0' in metrics.text().decode()
+
+
+def test_addresses_that_take_their_time_hold_up_nobody_else(start, picture: Picture) -> None:
+    """Downloads have threads of their own, and finding an address, which has no limit of its own, ends with that of addresses."""
+    hold, asked = threading.Event(), threading.Semaphore(0)
+
+    def fetch(url: str, *, max_bytes: int, timeout_s: float) -> Encoded:
+        asked.release()
+        assert hold.wait(20)
+        return Encoded(picture(51), url)
+
+    client, _ = start(fetch=fetch, url_timeout_s=0.05, max_images=16)
+    answer = client.post("/v1/predict", json={"urls": [f"http://a/{i}.png" for i in range(16)]})
+    assert (answer.status_code, answer.json()["error"]) == (422, "ImageError")
+    assert answer.json()["message"].endswith(" did not deliver within 0.05 s; send the picture itself")
+    assert asked.acquire(timeout=20)
+    assert client.post("/v1/predict", files={"image": picture(51)}).status_code == 200  # while eight of them still wait
+    hold.set()
+
+
+def test_too_many_pictures_are_refused_before_they_are_looked_at(start, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rapidetr.serving import body
+
+    client, _ = start(max_images=4)
+    monkeypatch.setattr(body.JsonRequest, "model_validate", lambda *a: pytest.fail("looked at"))
+    for record in ({"images": [""] * 5}, {"urls": ["x"] * 5}, {"images": [""] * 3, "urls": ["x"] * 2}):
+        answer = client.post("/v1/predict", json=record)
+        assert (answer.status_code, answer.json()["message"]) == (413, "5 pictures came; expected at most 4, send several requests")
+
+
+@pytest.mark.parametrize("prefix", ["", "/detect", "/detect/deep"])
+def test_keys_are_asked_for_under_any_prefix(start, prefix: str) -> None:
+    client, _ = start(keys=[b"secret"])
+    outer = Starlette(routes=[Mount(prefix, app=client.app)]) if prefix else client.app
+    proxied = httpx.ASGITransport(client.app, root_path=prefix)  # as `uvicorn --root-path` does it
+    for transport in (httpx.ASGITransport(outer), proxied):
+        http = httpx.AsyncClient(transport=transport, base_url="http://test")
+        for path, status in {"/v1/model": 401, "/metrics": 401, "/healthz": 200}.items():
+            assert client.portal.call(http.get, prefix + path).status_code == status, path
+        assert client.portal.call(partial(http.get, prefix + "/v1/model", headers={"X-API-Key": "secret"})).status_code == 200

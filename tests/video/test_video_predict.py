@@ -6,6 +6,7 @@ import json
 import threading
 from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -295,3 +296,13 @@ def test_ahead_hands_over_everything_and_then_the_problem():
         got.extend(ahead)
     ahead.join()
     assert got == list(range(10))
+
+
+def test_the_source_is_not_written_over(make_video, finder, tmp_path):
+    source, told = make_video(), "is the video that is to be predicted, or named twice; choose another file to write"
+    before = Path(source).read_bytes()
+    for given in (source, VideoReader(source, max_frames=1)):
+        for options in ({"out": source}, {"json_lines": source}, {"out": "a.mp4", "json_lines": "a.mp4"}):
+            with pytest.raises(ConfigError, match=told):
+                predict_video(finder, given, **options)
+    assert Path(source).read_bytes() == before

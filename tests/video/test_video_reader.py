@@ -6,15 +6,17 @@ import socket
 import subprocess
 import sys
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 
+from rapidetr.cli.video_source import output_file
 from rapidetr.core.errors import ConfigError, ImageError, ImageMissing
 from rapidetr.pixels.decode import ImageLimits
 from rapidetr.video import VideoReader, frames
-from rapidetr.video.source import is_video, parse_source
+from rapidetr.video.source import is_video, parse_source, public_name
 
 CODEC_ERROR = 6.0  # mean gray levels that H.264 at this quality moves a pixel of these pictures; another frame differs by more
 
@@ -235,3 +237,19 @@ def test_sources():
     assert "file" not in source.options["protocol_whitelist"]
     assert "file" not in parse_source("https://x.example/a.mp4").options["protocol_whitelist"].split(",")
     assert parse_source("camera:0").live
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("rtsp://admin:hunter2@192.168.1.5", "rtsp://192.168.1.5"),
+        ("rtsp://admin:p@ss@camera/x", "rtsp://camera/x"),
+        ("rtsp://admin:p/ss@camera/x", "rtsp://camera/x"),
+        ("https://x.example/a.m3u8?token=SECRET#t", "https://x.example/a.m3u8"),
+        ("b@c?.mp4", "b@c?.mp4"),
+    ],
+)
+def test_secrets_of_an_address_are_not_shown(address, shown):
+    assert public_name(address) == shown
+    stem = {"rtsp://192.168.1.5": "192.168.1.5", "rtsp://camera/x": "x", "https://x.example/a.m3u8": "a"}.get(shown)
+    assert stem is None or output_file(None, address) == Path("results") / f"{stem}.mp4"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rapidetr.batch.inputs import Shard, Value, load_item
 from rapidetr.batch.job import PARTS, Place, Record, part_name, read_record, read_shard, record_name
-from rapidetr.batch.recipe import Recipe
+from rapidetr.batch.recipe import Recipe, sha256_of_model
 from rapidetr.batch.results import Row, encode_rows, row_of
 from rapidetr.batch.store import Store
 from rapidetr.core.errors import ImageError, RapidetrError
@@ -60,6 +60,9 @@ class Predictor:
     def detector(self) -> Detector:
         if self._detector is None:
             plan = self.plan
+            if (have := sha256_of_model(plan.model)) != plan.recipe.model_sha256:
+                told = f"its sha256 is {have}, that of the job {plan.recipe.model_sha256}"
+                raise RapidetrError(f"{plan.model}: is another model than the one the job began with ({told}); put that one back")
             how: dict[str, Any] = {"device": plan.device, "threads": plan.threads, "accept_license": plan.accept_license}
             try:
                 self._detector = load(plan.model, **how, **plan.recipe.loading())

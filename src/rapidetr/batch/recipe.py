@@ -79,8 +79,14 @@ def pin_model(source: str, *, accept_license: str | None = None, **loading: Any)
     """What `source` names now. An artifact is verified, anything else is loaded once, on the CPU, so that mistakes show early."""
     if folder := find_artifact(source):
         facts = open_artifact(folder).manifest.facts()
-        return Model(os.path.abspath(folder), sha256_of(folder / MANIFEST), facts.config, facts.labels, facts.license)
+        return Model(os.path.abspath(folder), sha256_of_model(source), facts.config, facts.labels, facts.license)
     detector = load(source, device="cpu", accept_license=accept_license, **loading)
     weights = weights_file(source)
     name = os.path.abspath(source) if Path(source).exists() and weights.is_relative_to(source) else source
-    return Model(name, sha256_of(weights), detector.config, detector.labels, detector.license)
+    return Model(name, sha256_of_model(source), detector.config, detector.labels, detector.license)
+
+
+def sha256_of_model(source: str) -> str:
+    """What tells models apart: the sha256 of an artifact's manifest, else of the weights."""
+    folder = find_artifact(source)
+    return sha256_of(folder / MANIFEST if folder else weights_file(source))

@@ -26,7 +26,8 @@ def encode_rows(rows: Sequence[Row], form: str, *, masks: bool) -> bytes:
     if form == "jsonl":
         return "".join(json.dumps(row) + "\n" for row in rows).encode()
     arrow, file = pyarrow(), io.BytesIO()
-    arrow.parquet.write_table(arrow.Table.from_pylist(list(rows), schema=_schema(arrow, masks)), file)
+    named = [{**row, "file_name": row["file_name"].encode("utf-8", "backslashreplace").decode()} for row in rows]  # Parquet is UTF-8
+    arrow.parquet.write_table(arrow.Table.from_pylist(named, schema=_schema(arrow, masks)), file)
     return file.getvalue()
 
 

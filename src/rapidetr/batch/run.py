@@ -36,9 +36,11 @@ class Pool:
             raise ConfigError(f"{self}; expected 1 <= least <= most, and no negative parts of CPUs or GPUs")
 
 
-def plan_of(job: Job, **how: Any) -> Plan:
-    """For a new run of `job`; `how`: device, threads, accept_license, batch_size, prefetch."""
-    return Plan(job.store.url, job.recipe, job.manifest["model"], job.masks, uuid.uuid4().hex, **how)
+def plan_of(job: Job, model: str | None = None, **how: Any) -> Plan:
+    """For a new run of `job`; `model`: where it lies now, if not where the job began with it. `how`: device, threads, accept_license,
+    batch_size, prefetch.
+    """
+    return Plan(job.store.url, job.recipe, model or job.manifest["model"], job.masks, uuid.uuid4().hex, **how)
 
 
 def run_here(job: Job, predictor: Predictor) -> Iterator[Record]:

@@ -81,7 +81,7 @@ def run(args: Namespace, console: Console) -> int:
     with Store(out).alone():
         job = open_job(out, recipe, model, retry_failed=args.retry_failed, verify=args.verify)
         how = {name: getattr(args, name) for name in ("device", "threads", "accept_license", "batch_size", "prefetch")}
-        predictor = Predictor(plan_of(job, **how))
+        predictor = Predictor(plan_of(job, model.source, **how))
         if job.done:
             console.say(f"going on: {len(job.done)} of {job.manifest['shards']} shards are done")
         least, most = args.actors

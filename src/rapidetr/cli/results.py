@@ -30,9 +30,13 @@ class Results:
     def __init__(self, args: Namespace, console: Console, sources: Sequence[str], limits: ImageLimits) -> None:
         self.args, self.console, self.limits = args, console, limits
         self.folder = None if args.no_pictures else output_folder(args.out or "results", sources)
+        taken = {Path(source).resolve() for source in sources if not is_url(source)}
         for file in (args.save_json, args.coco):
             if file and Path(file).is_dir():
                 raise ConfigError(f"{file}: is a folder; expected the name of a file to write")
+            if file and Path(file).resolve() in taken:
+                raise ConfigError(f"{file}: is a picture that is to be predicted, or named twice; choose another file to write")
+            taken |= {Path(file).resolve()} if file else set()
         self.width = min(max(map(len, sources)), WIDEST_NAME)
         self.held: dict[str | None, Any] = {}  # bytes of pictures that came from an address
         self.names: set[str] = set()

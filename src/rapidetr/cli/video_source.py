@@ -6,6 +6,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
@@ -14,7 +15,7 @@ from rapidetr.cli.options import at_least
 from rapidetr.core.errors import ConfigError
 from rapidetr.pixels.decode import ImageLimits
 from rapidetr.video import VideoReader, VideoResult, predict_video
-from rapidetr.video.source import is_video
+from rapidetr.video.source import is_video, public_name
 from rapidetr.video.writer import FORMATS
 
 if TYPE_CHECKING:
@@ -90,7 +91,9 @@ def output_file(name: str | None, source: str) -> Path:
     """The painted video: `name` where it ends like one, else in the folder of that name, called like the source."""
     path = Path(name or "results")
     if path.suffix.lower() not in FORMATS:
-        path = path / f"{PurePosixPath(source.replace(':', '/')).stem or 'video'}.mp4"
+        shown = urlsplit(public_name(source)) if "://" in source else None
+        stem = PurePosixPath(source.replace(":", "/")).stem if shown is None else PurePosixPath(shown.path).stem or shown.hostname
+        path = path / f"{stem or 'video'}.mp4"
     if path.resolve() == Path(source).resolve():
         raise ConfigError(f"{path}: is the video that is to be predicted; choose another --out, or --no-pictures")
     return path

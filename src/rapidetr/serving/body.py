@@ -27,7 +27,7 @@ async def read_request(request: Request, limits: ServeLimits) -> Asked:
     if kind == "multipart/form-data":
         asked = read_form(body, request.headers["content-type"], query, limits)
     elif kind == "application/json":
-        asked = read_json(body, query)
+        asked = read_json(body, query, limits)
     elif kind == "application/octet-stream" or kind.startswith("image/"):
         asked = Asked([Encoded(body)], [], checked(query))
     else:
@@ -35,9 +35,13 @@ async def read_request(request: Request, limits: ServeLimits) -> Asked:
     count = len(asked.pictures) + len(asked.urls)
     if not count:
         raise Refusal(422, "InvalidRequest", "no picture came; expected at least one")
+    check_count(count, limits)
+    return asked
+
+
+def check_count(count: int, limits: ServeLimits) -> None:
     if count > limits.max_images:
         raise Refusal(413, "TooLarge", f"{count} pictures came; expected at most {limits.max_images}, send several requests")
-    return asked
 
 
 def read_form(body: bytes, content_type: str, query: dict[str, Any], limits: ServeLimits) -> Asked:
@@ -47,13 +51,16 @@ def read_form(body: bytes, content_type: str, query: dict[str, Any], limits: Ser
     return Asked(pictures, [], checked(query | gather(fields)))
 
 
-def read_json(body: bytes, query: dict[str, Any]) -> Asked:
+def read_json(body: bytes, query: dict[str, Any], limits: ServeLimits) -> Asked:
     try:
         record = json.loads(body)
     except (ValueError, RecursionError) as problem:
         raise Refusal(422, "InvalidRequest", f"body is not JSON ({problem!s:.100})") from None
     if not isinstance(record, dict):
         raise Refusal(422, "InvalidRequest", f"body is a JSON {type(record).__name__}; expected an object with images")
+    check_count(
+        sum(len(part) for name in ("images", "urls") if isinstance(part := record.get(name), list)), limits
+    )  # before a million are looked at
     try:
         wanted = JsonRequest.model_validate(query | record)
     except ValidationError as problem:

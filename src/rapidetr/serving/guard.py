@@ -86,11 +86,12 @@ class Guard:
                 await problem_of(500, "InternalError", told)(scope, receive, send_marked)
         finally:
             self.held_bytes -= body.size
-            self.metrics.count(scope["path"], scope["method"], status)
+            self.metrics.count(own_path(scope), scope["method"], status)
 
     def check_key(self, scope: Scope) -> None:
         """Refusal unless the request has a key or needs none; takes as long for a wrong key as for a right one."""
-        if not self.keys or not (scope["path"].startswith("/v1/") or scope["path"] == "/metrics"):
+        path = own_path(scope)
+        if not self.keys or not (path.startswith("/v1/") or path == "/metrics"):
             return
         headers = dict(scope["headers"])
         given = headers.get(b"x-api-key", b"")
@@ -99,6 +100,12 @@ class Guard:
             given = token.strip()
         if not sum(hmac.compare_digest(given, key) for key in self.keys):  # a sum compares with every key
             raise Refusal(401, "Unauthorized", "expected an API key in X-API-Key or in Authorization: Bearer")
+
+
+def own_path(scope: Scope) -> str:
+    """The path as this app's routes know it, also where another app or server puts a prefix before it."""
+    path, prefix = str(scope["path"]), str(scope.get("root_path", "")).rstrip("/")
+    return path[len(prefix) :] if prefix and path.startswith(f"{prefix}/") else path
 
 
 def declared(scope: Scope) -> int:

@@ -9,8 +9,10 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
+from rapidetr.core.errors import ImageError
 from rapidetr.pixels.decode import Encoded, ImageLimits
 from rapidetr.runtime.aside import aside
 from rapidetr.serving.batcher import Batcher
@@ -19,6 +21,8 @@ from rapidetr.serving.limits import Refusal, ServeLimits
 from rapidetr.serving.metrics import Metrics
 from rapidetr.serving.schema import Asked, Options
 from rapidetr.serving.served import Prepared, Served, Wanted
+
+FETCHERS = 8  # downloads at a time
 
 
 class Service:
@@ -53,6 +57,7 @@ class Service:
             on_batch=self.metrics.batch.observe,
         )
         self.pool = ThreadPoolExecutor(min(4, (os.cpu_count() or 1) + 1), "rapidetr-serve")
+        self.fetchers = ThreadPoolExecutor(FETCHERS, "rapidetr-fetch")  # their own: strangers decide how long they take
         self.workers = [threading.Thread(target=self.batcher.work, name=f"rapidetr-engine-{i}", daemon=True) for i in range(streams)]
         self.metrics.waiting.set_function(lambda: self.batcher.waiting)
         self.metrics.held.set_function(lambda: self.batcher.held)
@@ -86,6 +91,7 @@ class Service:
             if worker.ident is not None:
                 worker.join()
         self.pool.shutdown()
+        self.fetchers.shutdown(wait=False, cancel_futures=True)
 
     async def predict(self, asked: Asked, began: float, read_ms: float) -> bytes:
         """The JSON of an answer. `began`: when the headers came, by `self.now`; `read_ms`: what its body took."""
@@ -111,18 +117,26 @@ class Service:
             model.detector.labels.indices(classes)
         return Wanted(options.threshold, classes, options.max_detections, options.masks)
 
-    def download(self, url: str) -> Encoded:
-        return self.fetch(url, max_bytes=self.limits.max_body_bytes, timeout_s=self.limits.url_timeout_s)
+    async def download(self, url: str, deadline: float) -> Encoded:
+        """The picture at an address, within the time of addresses; ImageError says where it did not come."""
+        timeout_s = self.limits.url_timeout_s
+        seconds = min(timeout_s, max(0.0, deadline - self.now()))  # finding a host's address has no time limit of its own
+        fetch = partial(self.fetch, url, max_bytes=self.limits.max_body_bytes, timeout_s=timeout_s)
+        try:
+            return await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(self.fetchers, fetch), seconds)
+        except TimeoutError:
+            raise ImageError(f"{url[:200]}: did not deliver within {seconds:g} s; send the picture itself") from None
 
     async def answer(self, source: Encoded | str, model: Served, wanted: Wanted, deadline: float) -> str:
         """The JSON of one picture: read, decoded and prepared here, run with others, selected here."""
         loop = asyncio.get_running_loop()
         limits = ImageLimits(max_pixels=self.limits.max_pixels)
+        picture = await self.download(source, deadline) if isinstance(source, str) else source
 
         def prepare() -> Prepared:
             if self.now() >= deadline:
                 raise Refusal(504, "DeadlinePassed", "its deadline passed before it was decoded")
-            return model.prepare(self.download(source) if isinstance(source, str) else source, limits)
+            return model.prepare(picture, limits)
 
         prepared = await loop.run_in_executor(self.pool, prepare)
         output, waited_s = await asyncio.wrap_future(self.batcher.submit(model, prepared, deadline))

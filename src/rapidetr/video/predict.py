@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import ExitStack, closing
@@ -108,6 +109,15 @@ def _batches(frames: Iterable[Frame], size: int) -> Iterator[list[Frame]]:
         yield batch
 
 
+def check_targets(address: str, *targets: str | Path | None) -> None:
+    """ConfigError for a file to write that is the source, or that is named twice."""
+    taken = [os.path.realpath(address.removeprefix("file:"))] if address.startswith("file:") else []
+    for target in targets:
+        if target is not None and os.path.realpath(target) in taken:
+            raise ConfigError(f"{target}: is the video that is to be predicted, or named twice; choose another file to write")
+        taken += [os.path.realpath(target)] if target is not None else []
+
+
 def predict_video(
     detector: Detector,
     source: str | Path | VideoReader,
@@ -129,6 +139,7 @@ def predict_video(
     Raises ImageError for a source without a single frame.
     """
     reader = source if isinstance(source, VideoReader) else VideoReader(source)
+    check_targets(reader.source.address, out, json_lines)
     writer = VideoWriter(out, reader) if out is not None else None
     lines = JsonLines(json_lines, masks) if json_lines is not None else None
     sinks = [sink for sink in (writer, lines) if sink is not None]

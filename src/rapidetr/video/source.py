@@ -47,7 +47,7 @@ def parse_source(text: str | Path, *, stream: bool = False) -> Source:
     `stream` says that an http(s) address is live: its end is a broken connection, not the end of the video.
     """
     text = os.fspath(text)
-    scheme, name = _scheme(text), re.sub(r"(?<=://)[^/@]*@", "", text)
+    scheme, name = _scheme(text), public_name(text)
     if text.startswith("camera:"):
         return _camera(text)
     if scheme in ("rtsp", "rtsps"):
@@ -60,6 +60,11 @@ def parse_source(text: str | Path, *, stream: bool = False) -> Source:
         raise ImageMissing(f"{text or repr(text)} is not there; check the path")
     # without the prefix FFmpeg would take a file called 'concat:a.mp4' for an instruction
     return Source(text, f"file:{os.path.abspath(text)}", {"protocol_whitelist": FILE_PROTOCOLS})
+
+
+def public_name(text: str) -> str:
+    """An address without its user, its password (which may hold / and @) and its query (which may hold a token); a path as it is."""
+    return re.sub(r"(?<=://)[^?#]*@", "", re.sub(r"[?#].*", "", text)) if _scheme(text) else text
 
 
 def load_av() -> Any:
