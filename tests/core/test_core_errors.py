@@ -23,6 +23,7 @@ PROMISED: dict[str, tuple[type[BaseException], ...]] = {
     "LicenseRefused": (errors.RapidetrError,),
     "ServiceLevelUnmet": (errors.RapidetrError,),
     "ConfigError": (ValueError,),
+    "NotFinite": (errors.ConfigError, ValueError),
     "NotSupportedYet": (NotImplementedError,),
 }
 
