@@ -88,6 +88,16 @@ def test_official_file_written_and_read_back(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_weights_that_are_no_floating_point_numbers(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = save_checkpoint(checkpoint(), tmp_path / "a.safetensors")
+    with safe_open(path, "pt") as file:
+        header, state = file.metadata(), {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 - not a dict
+    save_file({**state, "class_head.bias": state["class_head.bias"].to(dtype)}, path, header)
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: class_head\.bias is (int8|complex64); expected floating point weights$"):
+        open_checkpoint(path)
+
+
 def test_surplus_queries_of_a_published_variant_are_cut_in_each_group(tmp_path: Path) -> None:
     config = replace(VARIANTS["seg-large"], queries=300)
     network = build(config, seed=0)

@@ -97,6 +97,17 @@ def test_configuration_follows_the_name_at_another_size(name: str) -> None:
     assert (config.name, config.windows, config.position_grid, config.size_hw) == (name, VARIANTS[name].windows, 20, (side, side))
 
 
+@pytest.mark.parametrize("side", [["a", "b"], [None, 1], 288_000_000, 0, [384, 384.5], [True, 384]])
+def test_a_size_that_is_none_is_refused(side: object) -> None:
+    with pytest.raises(CheckpointError, match=r"^the file says it runs at .*; expected one or two whole numbers of pixels, at most 8192$"):
+        configure(contents(listed("nano"), resolution=side))
+
+
+def test_class_names_by_numbers_and_texts() -> None:
+    told = contents(listed("nano"), class_names={1: "b", "0": "a", 0: "c"})
+    assert label_space(told, 4).names == ("c", "b", "a")
+
+
 @pytest.mark.parametrize("name", ["pico", "seg-pico"])
 def test_small_models_are_told_from_published_ones_by_their_shapes(name: str) -> None:
     shapes = {n: list(t.shape) for n, t in from_ours(build_empty(VARIANTS[name]).state_dict(), VARIANTS[name]).items()}

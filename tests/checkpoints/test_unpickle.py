@@ -201,12 +201,13 @@ def test_long_names_are_cut_in_messages(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 400 + len(str(path))
 
 
-def test_two_pickles_of_one_name(tmp_path: Path) -> None:
-    """A second member of the same name could show the check one pickle and torch another."""
+@pytest.mark.parametrize("name", ["x/data.pkl", "x/DATA.PKL", "X/data.pkl"])
+def test_two_pickles_of_one_name(tmp_path: Path, name: str) -> None:
+    """A second member of the same name, which torch reads without regard to case, could show the check one pickle and torch another."""
     path = save(tmp_path / "x.pth", {"model": {}})
     with warnings.catch_warnings(), zipfile.ZipFile(path, "a") as archive:
         warnings.simplefilter("ignore")
-        archive.writestr("x/data.pkl", b"cos\nsystem\n.")
+        archive.writestr(name, b"cos\nsystem\n.")
     with pytest.raises(CheckpointError, match="members are compressed or doubled"):
         read_torch_file(path)
 

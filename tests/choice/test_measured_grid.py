@@ -8,7 +8,8 @@ from pathlib import Path
 import choose_grid
 import pytest
 
-from rapidetr.choice.records import Measured, ServiceLevel
+from rapidetr.choice.measure import Trial
+from rapidetr.choice.records import Candidate, Measured, ServiceLevel
 
 RECORD = json.loads(max(Path(choose_grid.__file__).parent.glob("choose_grid_*.json")).read_text())
 MEASURED = [{step: Measured.from_dict(found) for step, found in steps.items()} for steps in RECORD["measured"]]
@@ -46,3 +47,16 @@ def test_the_grid_is_what_it_should_be() -> None:
     for (model, side, layers, queries), value in ap.items():
         assert side == 224 or value > ap[model, 224, layers, queries]
         assert layers == 1 or value > ap[model, side, 1, queries]
+
+
+@pytest.mark.slow
+def test_what_goes_wrong_with_one_candidate_is_its_problem(tmp_path: Path) -> None:
+    """Also what is no error of ours, such as torch's out of memory; the search goes on."""
+    candidate = Candidate("pico", (288, 288), 2, 50, "torch", "float32")
+    found = Broken(str(tmp_path), "valid", device="cpu").measure(candidate, "score")
+    assert found.problem == "could not be measured: RuntimeError: can't allocate memory: you tried to allocate 9 TB"
+
+
+class Broken(Trial):
+    def measure_here(self, candidate: Candidate, step: str) -> Measured:
+        raise RuntimeError("can't allocate memory:\nyou tried to allocate 9 TB")

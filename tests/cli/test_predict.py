@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -264,3 +265,20 @@ def test_a_picture_that_vanishes_before_it_is_drawn_fails_alone(predict, picture
     assert (status, err) == (1, "rapidetr: error: photos/one.png is not there; check the path\n")
     assert out.splitlines()[-1].startswith("1 picture, ")
     assert os.listdir("results") == ["two.jpg"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not have such names")
+def test_pictures_of_any_name_and_side_are_drawn_and_a_full_disk_loses_no_json(predict, tmp_path, monkeypatch):
+    folder = tmp_path / "odd"
+    folder.mkdir()
+    Image.new("RGB", (40, 30)).save(folder / ("\u56fe" * 83 + ".png"))
+    Image.new("RGB", (66_000, 2)).save(folder / "wide.bmp")
+    status, _, err = predict("odd", "--save-json", "odd.json")
+    assert (status, err) == (0, "")
+    drawn = [Path(image["picture"]).name for image in json.loads(Path("odd.json").read_text())["images"]]
+    assert drawn == ["wide.png", "\u56fe" * 66 + ".png"]
+    monkeypatch.setattr(Image.Image, "save", lambda *args, **options: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    status, _, err = predict("odd", "--save-json", "full.json")
+    assert status == 2
+    assert "wide.bmp: its annotated picture cannot be written: [Errno 28] No space left on device" in err
+    assert [len(image["detections"]) for image in json.loads(Path("full.json").read_text())["images"]] == [4, 4]

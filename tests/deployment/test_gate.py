@@ -402,3 +402,4 @@ def test_a_fresh_process_is_timed(tmp_path: Path, pictures: list[np.ndarray]) ->
     seconds, peak_mb = start_fresh("pico", pictures[0])
     assert 0.1 < seconds < 300
     assert 50 < peak_mb < 5000
+    assert start_fresh("pico", pictures[0].astype(np.float32) / 255)[1] > 50  # pictures may be floats, 0 to 1

@@ -164,6 +164,24 @@ def test_drift_is_told_and_refused_when_strict(tiny: Path, tmp_path: Path) -> No
         load_artifact(folder, describe=machine, strict_lock=tmp_path / "other.json")
 
 
+def test_what_a_lock_of_an_artifact_names_is_not_read(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An artifact may come from anybody, and its lock with it: it cannot have files of this machine hashed."""
+    folder = make(tiny, tmp_path / "a").path
+    record = json.loads((folder / "lock.json").read_text())
+    seal = {"path": str(tmp_path / "secret.txt"), "sha256": "0" * 64}
+    (tmp_path / "secret.txt").write_text("mine")
+    forged = tmp_path / "forged.json"
+    forged.write_text(json.dumps({**record, "artifact": seal, "dataset": seal}))
+    monkeypatch.setattr("rapidetr.runtime.artifact.LOCK", "../forged.json")
+    assert load_artifact(folder, describe=machine).notes == ()
+    assert load_artifact(folder, describe=machine, strict_lock=True).notes == ()
+    with pytest.raises(ConfigError, match=r"artifact\.sha256"):  # a lock that the user names is the user's
+        load_artifact(folder, describe=machine, strict_lock=forged)
+    forged.write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="cannot be read as a lock"):
+        load_artifact(folder, describe=machine)
+
+
 def runners(**changed: str | None) -> Callable[[str], dict[str, object]]:
     """A machine with all engines, some of them of another version."""
 

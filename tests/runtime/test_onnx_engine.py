@@ -12,6 +12,7 @@ from typing import Any
 import cases
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
@@ -342,6 +343,15 @@ def test_devices_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for device in ("cuda:1", "tpu"):
         with pytest.raises(BackendMissing, match=f"device is '{device}'; this onnxruntime runs on cpu"):
             rapidetr.load(ours(tmp_path / "ours.onnx"), device=device)
+
+
+def test_a_device_that_onnxruntime_gives_up_on_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says what it was built with; without cuDNN it runs on the CPU and only logs that."""
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    real = onnxruntime.InferenceSession
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda path, options, providers: real(path, options, ["CPUExecutionProvider"]))
+    with pytest.raises(BackendMissing, match=r"^device is 'cuda', but ONNX Runtime could not start CUDAExecutionProvider; look for cuDNN"):
+        rapidetr.load(ours(tmp_path / "ours.onnx"), device="cuda")
 
 
 def test_predicting_imports_no_torch(tmp_path: Path) -> None:

@@ -126,12 +126,18 @@ def _named(contents: Contents) -> ModelConfig | None:
     return None
 
 
+MOST_SIDE = 8192  # pixels of an input; a picture of it takes 0.8 GB
+
+
 def _running_size(contents: Contents, chosen: ModelConfig, found: dict[str, Any], windows: int) -> tuple[int, int]:
     side = (contents.model_config or {}).get("resolution") or contents.args.get("resolution")
-    if isinstance(side, list | tuple) and len(side) == 2:
-        size = (int(side[0]), int(side[1]))
-    elif isinstance(side, int) and not isinstance(side, bool):
-        size = (side, side)
+    sides = tuple(side) if isinstance(side, list | tuple) and len(side) == 2 else (side, side)
+    if isinstance(side, list | tuple | int) and not all(type(s) is int and 0 < s <= MOST_SIDE for s in sides):
+        raise CheckpointError(
+            f"the file says it runs at {str(side)[:80]}; expected one or two whole numbers of pixels, at most {MOST_SIDE}"
+        )
+    if isinstance(side, list | tuple | int):
+        size = (int(sides[0]), int(sides[1]))
     elif chosen.patch_size == 14:  # its position grid is DINOv2's, not the one of its input
         size = chosen.size_hw
     else:
@@ -151,7 +157,7 @@ def label_space(contents: Contents, class_rows: int) -> LabelSpace:
     """
     names = contents.args.get("class_names") or (contents.model_config or {}).get("class_names")
     if isinstance(names, dict):
-        names = [names[k] for k in sorted(names)]
+        names = [names[k] for k in sorted(names, key=lambda k: (isinstance(k, str), k if isinstance(k, int | float | str) else str(k)))]
     names = [str(n) for n in names] if isinstance(names, list | tuple) else []
     told = contents.args.get("num_classes")
     num_classes = told if isinstance(told, int) and not isinstance(told, bool) else class_rows - 1

@@ -213,6 +213,9 @@ def _ours(path: Path, state: dict[str, Tensor], text: str, model: str | None) ->
     shapes = {n: list(p.shape) for n, p in build_empty(config).state_dict().items()}
     wrong = [f"{n} is {list(state[n].shape)}, expected {s}" for n, s in shapes.items() if n in state and list(state[n].shape) != s]
     missing, surplus = [n for n in shapes if n not in state], [n for n in state if n not in shapes]
+    odd = [f"{n} is {str(state[n].dtype).removeprefix('torch.')}" for n in shapes if n in state and not state[n].is_floating_point()]
+    if odd:
+        raise CheckpointError(f"{path}: {', '.join(odd[:3])}; expected floating point weights")
     if missing or surplus or wrong:
         raise KeyMismatch(f"{path}: {mismatch_text(missing, surplus, wrong)}")
     return Checkpoint(state, config, labels, preprocessing, str(header.get("license", "")), provenance)

@@ -202,8 +202,10 @@ def _pickle_bytes(path: Path, kind: str) -> bytes:
             return file.read(_MAX_PICKLE_BYTES)
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
-        # torch stores and never compresses; two members of one name could show this check one pickle and torch another
-        if any(m.compress_type != zipfile.ZIP_STORED for m in members) or len(set(archive.namelist())) != len(members):
+        # torch stores and never compresses; two members of one name could show this check one pickle and torch, to which DATA.PKL is
+        # data.pkl, another
+        names = {name.lower() for name in archive.namelist()}
+        if any(m.compress_type != zipfile.ZIP_STORED for m in members) or len(names) != len(members):
             raise CheckpointError(f"{path}: members are compressed or doubled, as torch.save never leaves them; {_REMEDY}")
         name = members[0].filename.split("/")[0] + "/data.pkl"
         if archive.getinfo(name).file_size > _MAX_PICKLE_BYTES:

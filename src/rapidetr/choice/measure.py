@@ -83,10 +83,17 @@ class Trial:
         try:
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 found = pool.submit(self.measure_here, candidate, step).result()
-        except (RapidetrError, BrokenProcessPool) as problem:
-            why = "its process died (out of memory?)" if isinstance(problem, BrokenProcessPool) else str(problem)
-            found = Measured(candidate, step if step != "score" else "full", problem=f"could not be measured: {why}")
+        except BrokenProcessPool:
+            found = self._failed(candidate, step, "its process died (out of memory?)")
+        except RapidetrError as problem:
+            found = self._failed(candidate, step, str(problem))
+        except Exception as problem:  # such as torch's own out of memory
+            found = self._failed(candidate, step, f"{type(problem).__name__}: {' '.join(str(problem).split())[:300]}")
         return replace(found, seconds=time.monotonic() - began)
+
+    @staticmethod
+    def _failed(candidate: Candidate, step: str, why: str) -> Measured:
+        return Measured(candidate, step if step != "score" else "full", problem=f"could not be measured: {why}")
 
     def measure_here(self, candidate: Candidate, step: str) -> Measured:
         """The same in this process; raises what goes wrong."""

@@ -21,6 +21,8 @@ from rapidetr.pixels.read import is_url
 if TYPE_CHECKING:
     from rapidetr.runtime.detector import Detector
 
+JPEG_SIDE = 65_500  # pixels; what the format can hold
+NAME_BYTES = 200  # of a stem: of 255, with what is put around it while it is written
 WIDEST_NAME = 48  # characters of a path in the lines for people
 
 
@@ -59,6 +61,8 @@ class Results:
                 drawn = self.draw(detections, self.folder)
             except RapidetrError as problem:  # the file was changed or removed after it had been looked at
                 detections = replace(detections, error=str(problem))
+            except OSError as problem:
+                detections = replace(detections, error=f"{detections.source}: its annotated picture cannot be written: {problem}")
         if detections.error is None:
             self.found += len(detections)
             name = str(detections.source)
@@ -75,6 +79,8 @@ class Results:
         picture = load_picture(self.held.pop(detections.source, detections.source), self.limits)
         path = folder / self.name(str(detections.source))
         image = detections.draw(picture.pixels)
+        if max(image.size) > JPEG_SIDE:
+            path = path.with_suffix(".png")
         if path.suffix == ".png":
             write(path, lambda part: image.save(part, "PNG"))
         else:
@@ -84,7 +90,8 @@ class Results:
     def name(self, source: str) -> str:
         """Stem of the source and .jpg (.png for PNG), numbered where this run has used the name."""
         plain = PurePosixPath(unquote(urlsplit(source).path)) if is_url(source) else Path(source)
-        stem, suffix = plain.stem[:100] or "picture", ".png" if plain.suffix.lower() == ".png" else ".jpg"
+        short = os.fsencode(plain.stem)[:NAME_BYTES]
+        stem, suffix = short.decode(errors="ignore") or "picture", ".png" if plain.suffix.lower() == ".png" else ".jpg"
         name, number = stem + suffix, 1
         while name.casefold() in self.names:
             number += 1

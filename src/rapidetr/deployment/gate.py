@@ -45,10 +45,12 @@ Start = Callable[[str, Any], tuple[float, float]]  # (source, picture) -> (secon
 FRESH = """\
 import json, sys, time
 import rapidetr
-rapidetr.load(sys.argv[1]).predict(sys.argv[2])
+detector = rapidetr.load(sys.argv[1])
+detector.predict(sys.argv[2])
 ended = time.time()
-from rapidetr.bench.memory import peak_process_mb
-print(json.dumps([ended, peak_process_mb()]))
+from rapidetr.bench.memory import peak_device_mb, peak_process_mb
+on_device = peak_device_mb(detector.engine.device)
+print(json.dumps([ended, peak_process_mb() if on_device is None else on_device]))
 """
 
 
@@ -209,7 +211,8 @@ def start_fresh(source: str, picture: Any, now: Callable[[], float] = time.time)
     """(seconds from starting an interpreter to its first detections, peak resident MB of it); ConfigError where it fails."""
     with TemporaryDirectory() as folder:
         file = Path(folder) / "picture.png"
-        Image.fromarray(load_picture(picture).pixels).save(file)
+        pixels = load_picture(picture).pixels
+        Image.fromarray(pixels if pixels.dtype == np.uint8 else np.rint(255 * pixels).astype(np.uint8)).save(file)
         began = now()
         command = [sys.executable, "-c", FRESH, str(source), str(file)]
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "RAPIDETR_OFFLINE": "1"}, check=False)

@@ -116,7 +116,7 @@ class Verdict(Strict):
 
     def write(self, path: str | Path) -> Path:
         """The file, whole or not at all."""
-        part = Path(path).with_name(f".{Path(path).name}.part")
+        part = Path(path).with_name(f".{Path(path).name}.{os.getpid()}.part")
         part.write_text(self.to_json(), encoding="utf-8")
         os.replace(part, path)
         return Path(path)

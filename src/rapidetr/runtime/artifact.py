@@ -255,8 +255,9 @@ def load_artifact(
     require_license(str(path), manifest.license, accept_license)
     check_asked(artifact, asked or {})
     engine, facts = loader_of(artifact)(artifact, manifest.device if device == "auto" else device, threads)
+    own = isinstance(strict_lock, bool)  # its author may name any file in it; what it is made of has seals already
     lock = artifact.path / LOCK if isinstance(strict_lock, bool) else Path(strict_lock)
-    found = verify_lock(lock, device=engine.device, dataset=False, describe=describe)
+    found = verify_lock(lock, device=engine.device, artifact=False if own else None, dataset=False, describe=describe)
     drifts = [str(drift) for drift in found if matters(drift, manifest.engine)]
     told = f"{lock}: drifted since it was made: {', '.join(drifts)}"
     if drifts and strict_lock:

@@ -60,7 +60,7 @@ def read_lock(path: str | Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file; expected a lock, write one with: rapidetr lock write --out {path}") from None
-    except (OSError, ValueError) as problem:
+    except (OSError, ValueError, RecursionError) as problem:
         raise ConfigError(f"{path}: cannot be read as a lock ({problem}); write it anew with: rapidetr lock write") from None
     if not isinstance(record, dict) or record.get("lock") != VERSION or not isinstance(record.get("environment"), dict):
         found = f"version {record['lock']!r}" if isinstance(record, dict) and "lock" in record else "something else"
@@ -72,14 +72,14 @@ def verify_lock(
     path: str | Path = NAME,
     *,
     device: str | None = None,
-    artifact: str | Path | None = None,
+    artifact: str | Path | Literal[False] | None = None,
     dataset: str | Path | Literal[False] | None = None,
     describe: Describe = describe_environment,
 ) -> list[Drift]:
     """What differs between the lock and now; empty if nothing does.
 
     `device`, `artifact` and `dataset` default to the locked ones, and a lock without artifact or dataset asks for none;
-    `dataset=False` saves reading it. Settings of torch are compared if both sides have them.
+    False saves reading them. Settings of torch are compared if both sides have them.
     """
     path = Path(path)
     record = read_lock(path)

@@ -105,9 +105,14 @@ def open_session(path: Path, device: str, threads: int | None) -> Any:
     options.intra_op_num_threads = threads or 0  # 0: as many as there are cores
     options.log_severity_level = 3  # errors; they are raised as well
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=[(provider, {"device_id": number} if number else {})])
+        session = onnxruntime.InferenceSession(str(path), options, providers=[(provider, {"device_id": number} if number else {})])
     except Exception as problem:  # it has an error class for each kind of failure
         raise CheckpointError(f"{path}: ONNX Runtime cannot load it ({' '.join(str(problem).split())[:300]}); export it again") from None
+    if provider not in session.get_providers():  # it would run on the CPU without a word
+        raise BackendMissing(
+            f"device is {device!r}, but ONNX Runtime could not start {provider}; look for cuDNN and the driver, or use cpu"
+        )
+    return session
 
 
 def _facts(path: Path, header: dict[str, Any], model: str | None) -> Facts:
