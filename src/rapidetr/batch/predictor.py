@@ -60,17 +60,18 @@ class Predictor:
     def detector(self) -> Detector:
         if self._detector is None:
             plan = self.plan
-            if (have := sha256_of_model(plan.model)) != plan.recipe.model_sha256:
-                told = f"its sha256 is {have}, that of the job {plan.recipe.model_sha256}"
-                raise RapidetrError(f"{plan.model}: is another model than the one the job began with ({told}); put that one back")
             how: dict[str, Any] = {"device": plan.device, "threads": plan.threads, "accept_license": plan.accept_license}
             try:
-                self._detector = load(plan.model, **how, **plan.recipe.loading())
+                detector = load(plan.model, **how, **plan.recipe.loading())
             except RapidetrError:
                 raise
             except Exception as problem:  # of a driver or an engine that this machine does not have
                 told = f"{plan.model}: cannot be loaded by a process of this job ({type(problem).__name__}: {one_line(problem)})"
                 raise RapidetrError(f"{told}; try `rapidetr predict` with it on the same machine") from problem
+            if (have := sha256_of_model(plan.model)) != plan.recipe.model_sha256:
+                told = f"its sha256 is {have}, that of the job {plan.recipe.model_sha256}"
+                raise RapidetrError(f"{plan.model}: is another model than the one the job began with ({told}); put that one back")
+            self._detector = detector
         return self._detector
 
     def _load(self, store: Store, number: int, earlier: Record) -> Detector:
