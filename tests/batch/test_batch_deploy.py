@@ -182,3 +182,18 @@ def test_the_manifest_for_kuberay(root: Path) -> None:
     assert callable(runpy.run_path(str(folder / f"{module}.py"))[name])
     assert set(app["args"]) == {"model", "least", "most", "gpus"}
     assert all(isinstance(value, str) for value in app["args"].values())
+
+
+@pytest.mark.parametrize("keys", [(), ("the first of the keys", "the second of them")])
+def test_a_replica_asks_for_the_keys_of_its_environment(
+    root: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, keys: tuple[str, ...]
+) -> None:
+    """As `rapidetr serve` does; KubeRay publishes its port."""
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr("rapidetr.serving.app.create_app", lambda service, **options: seen.update(options))
+    monkeypatch.setattr("rapidetr.serving.service.Service.warm_up", lambda *args: None)
+    monkeypatch.delenv("RAPIDETR_API_KEY", raising=False)
+    if keys:
+        monkeypatch.setenv("RAPIDETR_API_KEY", "\n".join(keys))
+    runpy.run_path(str(root / "examples" / "deploy" / "ray_serve_app.py"))["make_app"](str(tiny))
+    assert seen["keys"] == tuple(key.encode() for key in keys)

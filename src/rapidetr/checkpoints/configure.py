@@ -19,6 +19,7 @@ from rapidetr.core.errors import CheckpointError, ConfigError, NotSupportedYet
 from rapidetr.core.labels import COCO_NAMES, LabelSpace
 
 _VIT = "backbone.0.encoder.encoder."
+MOST_SIDE = 8192  # pixels of an input; a picture of it takes 0.8 GB
 _FIXED_BY_SHAPE = (
     "patch_size", "vit_width", "vit_depth", "levels", "width", "points", "decoder_layers", "segmentation", "in_channels",
 )  # fmt: skip
@@ -126,18 +127,14 @@ def _named(contents: Contents) -> ModelConfig | None:
     return None
 
 
-MOST_SIDE = 8192  # pixels of an input; a picture of it takes 0.8 GB
-
-
 def _running_size(contents: Contents, chosen: ModelConfig, found: dict[str, Any], windows: int) -> tuple[int, int]:
     side = (contents.model_config or {}).get("resolution") or contents.args.get("resolution")
-    sides = tuple(side) if isinstance(side, list | tuple) and len(side) == 2 else (side, side)
-    if isinstance(side, list | tuple | int) and not all(type(s) is int and 0 < s <= MOST_SIDE for s in sides):
-        raise CheckpointError(
-            f"the file says it runs at {str(side)[:80]}; expected one or two whole numbers of pixels, at most {MOST_SIDE}"
-        )
     if isinstance(side, list | tuple | int):
-        size = (int(sides[0]), int(sides[1]))
+        sides = tuple(side) if isinstance(side, list | tuple) else (side, side)
+        if len(sides) != 2 or not all(type(s) is int and 0 < s <= MOST_SIDE for s in sides):
+            told = f"the file says it runs at {str(side)[:80]}"
+            raise CheckpointError(f"{told}; expected one or two whole numbers of pixels, at most {MOST_SIDE}")
+        size = (sides[0], sides[1])
     elif chosen.patch_size == 14:  # its position grid is DINOv2's, not the one of its input
         size = chosen.size_hw
     else:

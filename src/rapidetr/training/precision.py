@@ -38,6 +38,10 @@ def precision_note(precision: str, device: str, root: Path = Path("/")) -> str |
         return None
     fast = has_bfloat16(root)
     if precision == "auto":
-        return "this processor computes in bfloat16: --precision bfloat16 takes about 0.6 of the time (docs/fine-tune.md)" if fast else None
+        return (
+            "this processor computes in bfloat16: with --precision bfloat16 a step of Nano took 0.6 of the time (docs/fine-tune.md)"
+            if fast
+            else None
+        )
     better = "bfloat16" if fast else "float32"
     return None if precision == better else f"{precision} is many times slower than {better} on this processor"
